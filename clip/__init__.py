@@ -1,0 +1,26 @@
+"""OpenAI's CLIP rebuilt from scratch in plain PyTorch: the same names, the same numbers, readable source.
+
+>>> import clip
+>>> model, preprocess = clip.load("ViT-B/32")  # doctest: +SKIP
+>>> tokens = clip.tokenize(["a diagram", "a dog", "a cat"])
+"""
+
+from .checkpoints import CheckpointError
+from .checkpoints.released import DownloadError
+from .clip import available_models, count_tokens, load, save, tokenize
+from .preprocess import ImageError
+from .tasks.zero_shot import ZeroShotClassifier
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "DownloadError",
+    "ImageError",
+    "ZeroShotClassifier",
+    "available_models",
+    "count_tokens",
+    "load",
+    "save",
+    "tokenize",
+]

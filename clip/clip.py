@@ -1,0 +1,226 @@
+"""The four things everybody calls: list the models, load one, save one, turn text into tokens.
+
+Names, arguments and answers are those of the released package; `_MODELS`, `_download`, `_transform`, `_tokenizer` and
+`_convert_image_to_rgb` are here because code in the wild imports them.
+"""
+
+import difflib
+import os
+import warnings
+from collections.abc import Iterable
+
+import torch
+
+from .checkpoints import CheckpointError, read_checkpoint, write_checkpoint
+from .checkpoints.released import MODELS as _MODELS
+from .checkpoints.released import download as _download
+from .model import CLIP, assemble, check_entries, config_of
+from .preprocess import Preprocess
+from .preprocess import _convert_image_to_rgb as _convert_image_to_rgb
+from .simple_tokenizer import SimpleTokenizer
+
+__all__ = ["available_models", "count_tokens", "load", "save", "tokenize"]
+
+_transform = Preprocess
+_tokenizer = SimpleTokenizer()
+
+
+def available_models() -> list[str]:
+    """Return the names that :func:`load` knows."""
+    return list(_MODELS)
+
+
+def load(
+    name: str | os.PathLike,
+    device: str | torch.device | None = None,
+    jit: bool = False,
+    download_root: str | os.PathLike | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    local_files_only: bool = False,
+) -> tuple[CLIP, Preprocess]:
+    """Load a model and the preprocessing that goes with it.
+
+    Parameters
+    ----------
+    name : str or path
+        A name listed by :func:`available_models`, or the path of a checkpoint: OpenAI's archives, state dicts saved by
+        `torch.save`, safetensors, training checkpoints. Nothing a file says is executed.
+    device : str or torch.device, optional
+        "cpu", "cuda", "cuda:1", "mps" in any case, or "auto" for the best of them. By default "cuda" if there is one,
+        otherwise "cpu".
+    jit : bool
+        There is one model, and it is not a TorchScript program. True warns and returns it all the same.
+    download_root : path, optional
+        Where the released files are kept; otherwise the environment variable CLIP_CACHE, otherwise ~/.cache/clip.
+    dtype : torch.dtype, optional
+        Of the matrix products: float32 on the CPU and float16 elsewhere, unless given. In float16 and bfloat16 the
+        norms, the embeddings and `logit_scale` stay in float32, as in the released files.
+    local_files_only : bool
+        Do not download.
+
+    Returns
+    -------
+    model : CLIP
+        In evaluation mode.
+    preprocess : Preprocess
+        Turns a picture into the tensor that the model expects.
+
+    Raises
+    ------
+    RuntimeError
+        If there is no model of that name and no such file, or the device is not there.
+    DownloadError
+        If the file cannot be had.
+    CheckpointError
+        If the file cannot be read, or is not a CLIP model. Both are RuntimeErrors.
+    """
+    if jit:
+        warnings.warn("jit=True: the model is plain PyTorch and is returned as it is", stacklevel=2)
+    device = _device(device)
+    if dtype is None:
+        dtype = torch.float32 if device.type == "cpu" else torch.float16
+    elif not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a floating point type, got {dtype}")
+
+    path = _find(name, download_root, local_files_only)
+    config, weights = read_checkpoint(path)
+    try:
+        model = assemble(config, weights, dtype, device)
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return model, Preprocess(model.visual.input_resolution)
+
+
+def save(model: CLIP, path: str | os.PathLike) -> None:
+    """Write a model to a file that :func:`load` reads back bit for bit.
+
+    Parameters
+    ----------
+    model : CLIP
+        Its weights are written as they are, with its sizes and its activation beside them.
+    path : path
+        Ending in ".safetensors" (any program can read it, nothing in it can run) or ".pt" (`torch.load` reads it).
+
+    Raises
+    ------
+    ValueError
+        If the path ends otherwise, or the model's sizes cannot be told any more.
+    RuntimeError
+        If the model has gained or lost entries, so that it could not be loaded again.
+    CheckpointError
+        If the file cannot be written; one that was there before is left as it was.
+    """
+    config, weights = config_of(model), model.state_dict()
+    check_entries(config, weights)
+    write_checkpoint(path, config, weights)
+
+
+def tokenize(texts: str | Iterable[str], context_length: int = 77, truncate: bool = False) -> torch.Tensor:
+    """Turn texts into token ids: start token, text, end token, zeros.
+
+    Parameters
+    ----------
+    texts : str or iterable of str
+        One text or N.
+    context_length : int
+        Ids in a row; 77 for all released models.
+    truncate : bool
+        Cut a text that is too long, keeping the end token, instead of raising an error.
+
+    Returns
+    -------
+    torch.Tensor
+        int32, (N, context_length).
+
+    Raises
+    ------
+    TypeError
+        If something is not a string.
+    RuntimeError
+        If a text is too long and `truncate` is not set.
+    ValueError
+        If there is no room for start and end token.
+    """
+    if context_length < 2:
+        raise ValueError(f"context_length must be at least 2, for the start and the end token, got {context_length}")
+    rows = [_bracketed(text) for text in _texts(texts)]
+    tokens = torch.zeros(len(rows), context_length, dtype=torch.int)
+    for i, row in enumerate(rows):
+        if len(row) > context_length:
+            if not truncate:
+                kept = _tokenizer.decode(row[1 : context_length - 1])
+                raise RuntimeError(
+                    f"text {i} has {len(row)} tokens with its start and end, more than the context length of "
+                    f"{context_length}; shorten it, or pass truncate=True to cut it after ...{kept[-40:]!r}"
+                )
+            row = [*row[: context_length - 1], row[-1]]
+        tokens[i, : len(row)] = torch.tensor(row)
+    return tokens
+
+
+def count_tokens(texts: str | Iterable[str]) -> list[int]:
+    """Return how many tokens each text takes, start and end included: what must not exceed the context length.
+
+    Parameters
+    ----------
+    texts : str or iterable of str
+        One text or N.
+
+    Raises
+    ------
+    TypeError
+        If something is not a string.
+    """
+    return [len(_bracketed(text)) for text in _texts(texts)]
+
+
+def _texts(texts: str | Iterable[str]) -> list[str]:
+    """One text or several as a list of strings, or a TypeError that says which is none."""
+    if isinstance(texts, bytes) or not isinstance(texts, Iterable):
+        raise TypeError(f"expected a string or a list of strings, got {type(texts).__name__}")
+    listed = [texts] if isinstance(texts, str) else list(texts)
+    for i, text in enumerate(listed):
+        if not isinstance(text, str):
+            raise TypeError(f"expected strings, but text {i} is of type {type(text).__name__}: {text!r:.60}")
+    return listed
+
+
+def _bracketed(text: str) -> list[int]:
+    """The ids of one text between the start and the end token."""
+    start, end = _tokenizer.encoder["<|startoftext|>"], _tokenizer.encoder["<|endoftext|>"]
+    return [start, *_tokenizer.encode(text), end]
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, if it is there."""
+    cuda = torch.cuda.is_available()
+    mps = torch.backends.mps.is_available()
+    if device is None:
+        return torch.device("cuda" if cuda else "cpu")
+    if str(device).lower() == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    try:
+        chosen = torch.device(str(device).lower())
+    except RuntimeError as error:
+        raise ValueError(f'device must be like "cpu", "cuda", "cuda:1", "mps" or "auto", got {device!r}') from error
+    there = {"cuda": cuda and (chosen.index or 0) < torch.cuda.device_count(), "mps": mps}
+    if not there.get(chosen.type, True):
+        raise RuntimeError(f'there is no device {chosen} here; pass device="cpu", or "auto" for what there is')
+    return chosen
+
+
+def _find(name: str | os.PathLike, download_root: str | os.PathLike | None, local_files_only: bool) -> str:
+    """The path of the checkpoint: a released file, downloaded if need be, or the caller's own."""
+    if name in _MODELS:
+        return _download(_MODELS[name], download_root, local_files_only=local_files_only)
+    path = os.fspath(name)
+    if os.path.exists(path):
+        return path
+    close = difflib.get_close_matches(path.lower(), [known.lower() for known in _MODELS], n=1)
+    similar = [known for known in _MODELS if known.lower() in close]
+    hint = f"did you mean {similar[0]!r}? " if similar else ""
+    raise RuntimeError(
+        f"Model {path} not found: it is neither a file nor a released model; {hint}available models = "
+        f"{available_models()}"
+    )

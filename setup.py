@@ -1,0 +1,41 @@
+"""Packaging of `clip`; the settings of the tools are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "clip/__init__.py").read_text(encoding="utf-8"), re.M).group(1)
+
+setup(
+    # The name `clip` on PyPI belongs to a project that has nothing to do with OpenAI's CLIP.
+    name="clip-from-scratch",
+    version=VERSION,
+    description="OpenAI's CLIP rebuilt from scratch in plain PyTorch: same names, same numbers, readable source",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=["clip", "clip.app", "clip.bpe_vocab", "clip.checkpoints", "clip.tasks"],
+    package_dir={"clip": "clip", "clip.bpe_vocab": "bpe_vocab"},  # the vocabulary stands at top level in the source
+    package_data={"clip.bpe_vocab": ["*.txt.gz", "README.md"]},
+    install_requires=["torch>=2.6", "numpy", "ftfy", "regex", "pillow>=11", "tqdm"],
+    extras_require={
+        "test": [
+            "pytest",
+            "hypothesis",
+            "ruff",
+            "safetensors",
+            "scikit-image",
+            "setuptools>=77",
+            "transformers",
+        ],
+    },
+    entry_points={"console_scripts": ["clip = clip.app.cli:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

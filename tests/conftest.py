@@ -1,0 +1,66 @@
+"""What several test modules share: the golden models, and tiny models whose sizes all differ."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from fill import fill, image
+
+import clip
+from clip.model import CLIP
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "models.json").read_text())
+# Axes all of different size, so that a swapped axis cannot pass
+TINY = {
+    "vit": dict(
+        embed_dim=24,
+        image_resolution=48,
+        vision_layers=3,
+        vision_width=128,
+        vision_patch_size=16,
+        context_length=77,
+        vocab_size=49408,
+        transformer_width=64,
+        transformer_heads=4,
+        transformer_layers=2,
+    ),
+    "rn": dict(
+        embed_dim=24,
+        image_resolution=64,
+        vision_layers=(1, 2, 1, 1),
+        vision_width=16,
+        vision_patch_size=None,
+        context_length=77,
+        vocab_size=49408,
+        transformer_width=64,
+        transformer_heads=4,
+        transformer_layers=2,
+    ),
+}
+
+
+def filled(config, salt=""):
+    """The model of a configuration with the weights of the golden rule, in evaluation mode."""
+    model = CLIP(**config)
+    weights = {key: torch.as_tensor(fill(key, tuple(entry.shape), salt)) for key, entry in model.state_dict().items()}
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+@pytest.fixture(params=["vit", "rn"])
+def tiny(request):
+    """A tiny model of each kind of image tower."""
+    return filled(TINY[request.param])
+
+
+@pytest.fixture
+def tiny_vit():
+    return filled(TINY["vit"])
+
+
+def golden_inputs(name):
+    """The images and the token ids behind the golden figures of one model."""
+    case = GOLDEN[name]
+    images = image(case["salt"] + "image", case["images"], case["config"]["image_resolution"])
+    return torch.from_numpy(images), clip.tokenize(case["texts"])
