@@ -86,9 +86,9 @@ def test_the_wheel_names_what_it_is_needs_and_runs(checkout, tmp_path):
 def test_installed_editable(checkout, tmp_path):
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=False)
-    site = Path(sysconfig.get_path("purelib", "venv", {"base": str(environment), "platbase": str(environment)}))
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))  # torch and the like, as installed here
     python = environment / "bin" / "python"
+    [site] = run(str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))")
+    (Path(site) / "dependencies.pth").write_text(sysconfig.get_path("purelib"))  # torch and the like, as installed here
     flags = ["--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--quiet"]
     pip = [sys.executable, "-m", "pip", "--python", str(python)]
     run(*pip, "install", *flags, "--editable", str(checkout))

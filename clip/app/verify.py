@@ -132,4 +132,4 @@ def cosine_table(model: CLIP, preprocess: Preprocess, texts: list[str]) -> torch
 
 def _digits(row: tuple[float, ...] | list[float]) -> str:
     """Cosines as the notebook prints them: two digits."""
-    return " ".join(f"{value:.2f}" for value in row)
+    return " ".join(f"{value:5.2f}" for value in row)
