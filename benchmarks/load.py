@@ -4,7 +4,7 @@
 
 FILE is a checkpoint; without one, a ViT-B/32 with made-up weights is written in OpenAI's layout first. Each row is a
 fresh process: ours, and the steps of the original (torch.jit.load, a model initialised at random, weights copied into
-it, converted to float32), with our model class standing in for theirs.
+it, converted to float32), with our model class standing in for theirs. Linux only: peaks are read from /proc.
 """
 
 import argparse
@@ -20,16 +20,17 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 REPEATS = 5
 START = """
-import resource, time, torch, clip
+import re, time, torch, clip
 from clip.model import CLIP, convert_weights
 from clip.config import ARCHIVE_SIZES, CLIPConfig
 path = {path!r}
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak_kib(): return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])  # this process's own
+before = peak_kib()
 start = time.perf_counter()
 """
 END = """
 seconds = time.perf_counter() - start
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+peak = peak_kib()
 size = sum(entry.nbytes for entry in model.state_dict().values())
 print(seconds, before / 1024, peak / 1024, size / 2**20)
 """

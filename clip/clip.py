@@ -1,7 +1,7 @@
 """The four things everybody calls: list the models, load one, save one, turn text into tokens.
 
-Names, arguments and answers are those of the released package; `_MODELS`, `_download`, `_transform`, `_tokenizer` and
-`_convert_image_to_rgb` are here because code in the wild imports them.
+Names, arguments and answers are those of the released package. Code in the wild also takes from here what the released
+module merely imported or kept for itself, so those names are here too.
 """
 
 import difflib
@@ -10,19 +10,28 @@ import warnings
 from collections.abc import Iterable
 
 import torch
+from PIL import Image
 
 from .checkpoints import CheckpointError, read_checkpoint, write_checkpoint
 from .checkpoints.released import MODELS as _MODELS
 from .checkpoints.released import download as _download
-from .model import CLIP, assemble, check_entries, config_of
-from .preprocess import Preprocess
-from .preprocess import _convert_image_to_rgb as _convert_image_to_rgb
-from .simple_tokenizer import SimpleTokenizer
+from .model import CLIP, assemble, build_model, check_entries, config_of  # noqa: F401
+from .preprocess import (  # noqa: F401
+    CenterCrop,
+    Normalize,
+    Preprocess,
+    Resize,
+    ToTensor,
+    _convert_image_to_rgb,
+)
+from .simple_tokenizer import SimpleTokenizer as _Tokenizer
 
 __all__ = ["available_models", "count_tokens", "load", "save", "tokenize"]
 
+BICUBIC = Image.Resampling.BICUBIC
+
 _transform = Preprocess
-_tokenizer = SimpleTokenizer()
+_tokenizer = _Tokenizer()
 
 
 def available_models() -> list[str]:
@@ -32,7 +41,7 @@ def available_models() -> list[str]:
 
 def load(
     name: str | os.PathLike,
-    device: str | torch.device | None = None,
+    device: str | int | torch.device | None = None,
     jit: bool = False,
     download_root: str | os.PathLike | None = None,
     *,
@@ -46,9 +55,9 @@ def load(
     name : str or path
         A name listed by :func:`available_models`, or the path of a checkpoint: OpenAI's archives, state dicts saved by
         `torch.save`, safetensors, training checkpoints. Nothing a file says is executed.
-    device : str or torch.device, optional
-        "cpu", "cuda", "cuda:1", "mps" in any case, or "auto" for the best of them. By default "cuda" if there is one,
-        otherwise "cpu".
+    device : str, int or torch.device, optional
+        "cpu", "cuda", "cuda:1", "mps" in any case, the number of a GPU, or "auto" for the best there is. By default
+        "cuda" if there is one, otherwise "cpu".
     jit : bool
         There is one model, and it is not a TorchScript program. True warns and returns it all the same.
     download_root : path, optional
@@ -93,12 +102,13 @@ def load(
 
 
 def save(model: CLIP, path: str | os.PathLike) -> None:
-    """Write a model to a file that :func:`load` reads back bit for bit.
+    """Write a model to a file that :func:`load` reads.
 
     Parameters
     ----------
     model : CLIP
-        Its weights are written as they are, with its sizes and its activation beside them.
+        Its weights are written bit for bit, with its sizes and its activation beside them. `load` casts them to the
+        dtype it is asked for: a model that `load` made comes back the same under the same `device` and `dtype`.
     path : path
         Ending in ".safetensors" (any program can read it, nothing in it can run) or ".pt" (`torch.load` reads it).
 
@@ -192,7 +202,7 @@ def _bracketed(text: str) -> list[int]:
     return [start, *_tokenizer.encode(text), end]
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def _device(device: str | int | torch.device | None) -> torch.device:
     """The device asked for, if it is there."""
     cuda = torch.cuda.is_available()
     mps = torch.backends.mps.is_available()
@@ -200,8 +210,9 @@ def _device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if cuda else "cpu")
     if str(device).lower() == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    name = f"cuda:{device}" if isinstance(device, int) else str(device).lower()
     try:
-        chosen = torch.device(str(device).lower())
+        chosen = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f'device must be like "cpu", "cuda", "cuda:1", "mps" or "auto", got {device!r}') from error
     there = {"cuda": cuda and (chosen.index or 0) < torch.cuda.device_count(), "mps": mps}

@@ -3,8 +3,9 @@
 Source: Radford et al. (2103.00020) Appendix F, Tables 19 and 20; the released files for what the tables leave open.
 
 A row is either written down here (the nine released models) or read from the shapes of a state dict. Shapes tell every
-size but two. The number of heads is not visible: in the nine models a head is always 64 wide, so heads = width / 64.
-Nor is the activation: OpenAI trained with QuickGELU, and a file with no word about it is taken to be theirs.
+size but three. The number of heads is not visible: in the nine models a head is always 64 wide, so heads = width / 64.
+Nor is the activation: OpenAI trained with QuickGELU, and a file with no word about it is taken to be theirs. And the
+resolution is seen only as whole patches (in a ResNet, whole steps of 32 pixels).
 """
 
 from collections.abc import Mapping
@@ -97,7 +98,7 @@ class CLIPConfig:
             If the entries that fix the sizes are missing or have another number of dimensions than CLIP's.
         """
         shapes = _Shapes(state_dict)
-        if "visual.proj" in state_dict:
+        if "visual.class_embedding" in state_dict:
             vision_width, _, patch_size, _ = shapes("visual.conv1.weight", 4)
             grid = _side(shapes("visual.positional_embedding", 2)[0] - 1)
             image = {

@@ -18,7 +18,7 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise the last axis of `x` (..., D); the result has the dtype of `x`."""
         dtype = torch.promote_types(x.dtype, torch.float32)
-        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+        weight, bias = (None if entry is None else entry.to(dtype) for entry in (self.weight, self.bias))
         return F.layer_norm(x.to(dtype), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
 
 

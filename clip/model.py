@@ -263,14 +263,21 @@ class CLIP(nn.Module):
         image_features = image_features / image_features.norm(dim=-1, keepdim=True)
         text_features = text_features / text_features.norm(dim=-1, keepdim=True)
 
-        logits_per_image = self.logit_scale.exp() * image_features @ text_features.t()  # exp: at most 100, CLIP §2.5
+        # CLIP §2.5 keeps exp(logit_scale) at most 100 while it trains; the release does not clip it here, nor do we.
+        logits_per_image = self.logit_scale.exp() * image_features @ text_features.t()
         return logits_per_image, logits_per_image.t()
 
 
 def _is_recording(x: torch.Tensor) -> bool:
     """Whether the operations on `x` become a graph that other tensors are to run through: numbers must not be read."""
-    recording = torch.jit.is_tracing() or torch.compiler.is_compiling() or x.is_meta
-    return recording or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    return (
+        torch.jit.is_tracing()
+        or torch.compiler.is_compiling()
+        or type(x) is not torch.Tensor  # FakeTensor and its like
+        or x.is_meta
+        or torch._C._functorch.is_functorch_wrapped_tensor(x)  # vmap
+        or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
 
 
 def convert_weights(model: nn.Module, dtype: torch.dtype = torch.float16) -> None:
@@ -357,9 +364,9 @@ def assemble(
     RuntimeError
         If entries are missing, unexpected or of another shape.
     """
-    check_entries(config, weights)
     model = _skeleton(config)
     entries = model.state_dict()
+    _compare(entries, weights)
 
     matrices = {name for name, _ in _matrix_parameters(model)}
     others = torch.promote_types(dtype, torch.float32)
@@ -374,7 +381,11 @@ def assemble(
 
 def check_entries(config: CLIPConfig, weights: Mapping[str, torch.Tensor]) -> None:
     """Raise a RuntimeError that lists what is missing, unexpected or of another shape in a model of these sizes."""
-    expected = _skeleton(config).state_dict()
+    _compare(_skeleton(config).state_dict(), weights)
+
+
+def _compare(expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
+    """Raise a RuntimeError that lists the differences in names and shapes."""
     common = [name for name in expected if name in weights]
     shapes = [(name, tuple(expected[name].shape), tuple(weights[name].shape)) for name in common]
     faults = {
@@ -419,9 +430,25 @@ def config_of(model: CLIP) -> CLIPConfig:
     ValueError
         If the model was changed into something that no sizes describe.
     """
-    block = model.transformer.resblocks[0]
-    names = [name for name, layer in ACTIVATIONS.items() if type(block.mlp.gelu) is layer]
+    visual, text_blocks = model.visual, model.transformer.resblocks
+    is_vit = isinstance(visual, VisionTransformer)
+    vision_blocks = visual.transformer.resblocks if is_vit else []
+
+    layers = {type(block.mlp.gelu) for block in (*text_blocks, *vision_blocks)}
+    names = [name for name, layer in ACTIVATIONS.items() if layers == {layer}]
     if not names:
-        raise ValueError(f"expected an activation among {list(ACTIVATIONS)}, got {block.mlp.gelu}")
+        raise ValueError(f"expected the same activation in all blocks, one of {list(ACTIVATIONS)}, got {layers}")
     sizes = CLIPConfig.from_state_dict(model.state_dict(), activation=names[0])
-    return replace(sizes, transformer_heads=block.attn.num_heads)
+
+    heads = {block.attn.num_heads for block in text_blocks}
+    vision_heads = {block.attn.num_heads for block in vision_blocks} or {visual.attnpool.num_heads}
+    if len(heads) > 1 or vision_heads != {sizes.vision_heads}:
+        raise ValueError(
+            f"expected one number of heads in all text blocks, got {heads}, and {sizes.vision_heads} in the image "
+            f"tower, got {vision_heads}"
+        )
+    # Shapes tell the resolution to a multiple of the stride only.
+    stride = sizes.vision_patch_size or 32
+    same_grid = visual.input_resolution // stride == sizes.image_resolution // stride
+    resolution = visual.input_resolution if same_grid else sizes.image_resolution
+    return replace(sizes, transformer_heads=heads.pop(), image_resolution=resolution)

@@ -69,11 +69,13 @@ class ResidualAttentionBlock(nn.Module):
 
     @property
     def is_causal(self) -> bool:
-        """Whether no position can look ahead: the methods are the ones above, and the mask forbids it."""
+        """Whether no position can look ahead: the methods are ours, and the mask forbids it.
+
+        A replaced `mlp` or norm, and a hook, are taken to work on each position alone, as perceptrons and norms do.
+        """
+        methods = (self.attention, self.forward, self.attn.forward)
         return (
-            getattr(self.attention, "__func__", None) is _OWN_ATTENTION
-            and getattr(self.forward, "__func__", None) is _OWN_FORWARD
-            and type(self.attn) is MultiheadAttention
+            tuple(getattr(method, "__func__", None) for method in methods) == _OWN_METHODS
             and self.attn_mask is not None
             and self._mask_is_causal()
         )
@@ -94,8 +96,7 @@ class ResidualAttentionBlock(nn.Module):
         return self
 
 
-_OWN_ATTENTION = ResidualAttentionBlock.attention
-_OWN_FORWARD = ResidualAttentionBlock.forward
+_OWN_METHODS = (ResidualAttentionBlock.attention, ResidualAttentionBlock.forward, MultiheadAttention.forward)
 
 
 class Transformer(nn.Module):
@@ -132,4 +133,9 @@ class Transformer(nn.Module):
     @property
     def is_causal(self) -> bool:
         """Whether the output at each position is a function of the inputs up to that position only."""
-        return all(isinstance(block, ResidualAttentionBlock) and block.is_causal for block in self.resblocks)
+        return getattr(self.forward, "__func__", None) is _OWN_FORWARD and all(
+            isinstance(block, ResidualAttentionBlock) and block.is_causal for block in self.resblocks
+        )
+
+
+_OWN_FORWARD = Transformer.forward

@@ -19,6 +19,7 @@ FLOORS = [
 NARROWER = {  # where the table allows less than all floors below
     "transformer": {"layers", "attention"},
     "resnet": {"layers", "attention"},
+    "model": {"config", "layers", "attention", "transformer", "resnet", "vit"},
     "checkpoints": {"config"},
     "clip": {"model", "checkpoints", "preprocess", "simple_tokenizer"},
 }
@@ -38,7 +39,8 @@ def imported_rooms(path):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
-            names = [".".join([*base, *([node.module] if node.module else [])])]
+            whole = [alias.name for alias in node.names if alias.name != "__version__"]  # from .. import model
+            names = [".".join([*base, node.module])] if node.module else [".".join([*base, name]) for name in whole]
         else:
             continue
         for name in names:

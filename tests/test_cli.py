@@ -70,6 +70,15 @@ def test_a_bad_picture_is_reported_and_the_rest_go_on(folder, capsys):
     assert "2 of 4 pictures could not be read" in err
 
 
+def test_a_picture_of_an_impossible_shape_is_a_bad_picture(folder, capsys):
+    Image.new("L", (1, 300_000)).save(folder / "sliver.png")
+    assert classify(folder, "red.png", "sliver.png", "grey.jpg") == 1
+    out, err = capsys.readouterr()
+    assert "red.png" in out
+    assert "grey.jpg" in out
+    assert "sliver.png: a picture of 1 x 300000 would be resized" in err
+
+
 def test_a_bad_picture_is_a_line_of_its_own_in_json(folder, capsys):
     assert classify(folder, "broken.png", "red.png", options=["--json"]) == 1
     first, second = map(json.loads, capsys.readouterr().out.splitlines())

@@ -167,6 +167,8 @@ def test_devices_are_named_in_any_case(archive, device):
 
 
 def test_devices_that_do_not_exist_are_errors(archive):
+    with pytest.raises(RuntimeError, match="there is no device cuda:63 here"):
+        clip.load(archive, device=63)
     with pytest.raises(ValueError, match="got 'gpu'"):
         clip.load(archive, device="gpu")
     with pytest.raises(RuntimeError, match="there is no device cuda:63 here"):
@@ -207,6 +209,8 @@ def test_names_that_clients_import_are_there():
     from clip.simple_tokenizer import SimpleTokenizer
 
     assert isinstance(_tokenizer, SimpleTokenizer)
+    for name in ("build_model", "BICUBIC", "Image", "Resize", "CenterCrop", "ToTensor", "Normalize", "_Tokenizer"):
+        assert hasattr(clip.clip, name), name
     assert _transform(64)(Image.new("L", (80, 99))).shape == (3, 64, 64)
     assert _convert_image_to_rgb(Image.new("L", (1, 1))).mode == "RGB"
     assert (_MODELS["RN50"].endswith("/RN50.pt"), clip.load, clip.tokenize) == (True, load, tokenize)

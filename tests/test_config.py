@@ -58,6 +58,6 @@ def test_a_file_made_to_fill_the_memory_is_refused_before_any_model_is_built():
 def test_another_networks_state_dict_is_refused_by_name():
     with pytest.raises(ValueError, match=r"no 'visual\.attnpool\.positional_embedding' among its 1 entries"):
         CLIPConfig.from_state_dict({"fc.weight": torch.zeros(2, 2)})
-    flat = {"visual.proj": torch.zeros(3), "visual.conv1.weight": torch.zeros(3)}
+    flat = {"visual.class_embedding": torch.zeros(3), "visual.conv1.weight": torch.zeros(3)}
     with pytest.raises(ValueError, match="has 4 dimensions, got shape"):
         CLIPConfig.from_state_dict(flat)

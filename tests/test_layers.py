@@ -20,6 +20,12 @@ def test_layer_norm_keeps_the_dtype_of_its_input_and_survives_half_precision_ove
     assert torch.allclose(y.float(), torch.tensor([[1.0, -1.0, 1.0, -1.0]]))
 
 
+@pytest.mark.parametrize("options", [{"elementwise_affine": False}, {"bias": False}])
+def test_layer_norm_without_weights_or_bias_is_pytorchs(options):
+    x = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(LayerNorm(7, **options)(x), nn.LayerNorm(7, **options)(x))
+
+
 def test_layer_norm_is_pytorchs_in_float32():
     x = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
     assert torch.equal(LayerNorm(7)(x), nn.LayerNorm(7)(x))

@@ -4,6 +4,9 @@ The weights follow the rule of the golden figures, so the labels chosen mean not
 """
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,7 @@ import clip
 from clip.app.cli import main
 from clip.model import CLIP
 
+ROOT = Path(__file__).resolve().parent.parent
 PHOTOGRAPHS = [
     str(Path(skimage.__file__).parent / "data" / name)
     for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
@@ -53,6 +57,14 @@ def resnet(tmp_path_factory):
     return path
 
 
+def run(*arguments):
+    """What a Python of its own prints."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def classify(model, capsys):
     options = ["--labels", *LABELS, "--model", str(model), "--device", "cpu", "--json"]
     assert main(["classify", *PHOTOGRAPHS, *options]) == 0
@@ -85,12 +97,36 @@ def test_a_resnet_file_gives_the_golden_logits_and_classifies(resnet, capsys):
     assert ((logits - want).abs().max() / want.abs().max()).item() < 1e-4
 
 
-def test_half_precision_weights_stay_near_the_golden_logits(vit):
-    model, _ = clip.load(vit, device="cpu")
+@pytest.fixture(scope="module")
+def half_resnet(tmp_path_factory):
+    """RN50 in mixed half precision, as released."""
+    path = tmp_path_factory.mktemp("half") / "RN50.pt"
+    write_full_size("RN50", path, half=True)
+    return path
+
+
+@pytest.mark.parametrize(("fixture", "name"), [("vit", "ViT-B/32"), ("half_resnet", "RN50")])
+def test_weights_in_half_precision_stay_near_the_golden_logits(fixture, name, request):
+    model, _ = clip.load(request.getfixturevalue(fixture), device="cpu")
     with torch.no_grad():
-        logits = model(*golden_inputs("ViT-B/32"))[0]
-    # eleven bits of mantissa in the weights: differences of a few thousandths of the scale 1 / 0.07
-    assert (logits - torch.tensor(GOLDEN["ViT-B/32"]["logits_per_image"]["values"])).abs().max() < 0.01
+        logits = model(*golden_inputs(name))[0]
+    # Eleven bits of mantissa in the weights, seen through the scale 1 / 0.07
+    assert (logits - torch.tensor(GOLDEN[name]["logits_per_image"]["values"])).abs().max() < 0.01
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of one process is read from /proc")
+def test_loading_takes_little_more_memory_than_the_weights(vit):
+    code = (
+        "import re, sys, clip;"
+        "peak = lambda: 1024 * int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]);"
+        "before = peak(); model, _ = clip.load(sys.argv[1], device='cpu');"
+        "print(peak() - before, sum(entry.nbytes for entry in model.state_dict().values()))"
+    )
+    done = run("-W", "ignore", "-c", code, str(vit))
+    above, weights = map(int, done.split())
+    # One copy, and the largest tensor of the file; a second copy in half precision alone would be 1.5
+    assert weights < above + 2**26
+    assert above < 1.3 * weights
 
 
 def test_verify_tells_made_up_weights_from_the_published_ones(vit, capsys):
@@ -98,3 +134,11 @@ def test_verify_tells_made_up_weights_from_the_published_ones(vit, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("pass") for line in lines) >= 5  # sizes and token ids are right
     assert sum(line.startswith("FAIL  cosines") for line in lines) >= 6
+
+
+def test_the_example_prints_a_cosine_for_each_picture_and_sentence(vit):
+    example = ROOT / "examples" / "classify_photographs.py"
+    names, *columns = zip(*(line.split() for line in run(str(example), str(vit)).splitlines()), strict=True)
+    assert list(names) == ["astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg"]
+    assert len(columns) == 4
+    assert all(-1 <= float(cosine) <= 1 for column in columns for cosine in column)

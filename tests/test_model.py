@@ -250,6 +250,14 @@ def test_graphs_recorded_with_a_short_caption_serve_a_long_one(tiny_vit, kind):
         torch.testing.assert_close(recorded(long), tiny_vit.encode_text(long), rtol=1e-4, atol=1e-4)
 
 
+def test_texts_can_be_mapped_over_though_no_length_can_be_read_then(tiny_vit):
+    tokens = clip.tokenize(CAPTIONS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # PyTorch maps its attention in a loop, and says so
+        mapped = torch.func.vmap(lambda row: tiny_vit.encode_text(row[None])[0])(tokens)
+    torch.testing.assert_close(mapped, tiny_vit.encode_text(tokens), rtol=1e-4, atol=1e-4)
+
+
 # -- what clients do with a model -------------------------------------------------------------------------------------
 
 
@@ -374,8 +382,27 @@ def test_the_sizes_of_a_model_are_read_off_it(tiny):
     assert config_of(tiny) == config
     assert config_of(CLIP(**vars(config) | {"activation": "gelu"})).activation == "gelu"
     tiny.transformer.resblocks[0].mlp.gelu = nn.ReLU()
-    with pytest.raises(ValueError, match="expected an activation among"):
+    with pytest.raises(ValueError, match="expected the same activation"):
         config_of(tiny)
+
+
+def test_a_resolution_between_two_grids_is_kept():
+    for kind, resolution in (("vit", 50), ("rn", 80)):
+        config = CLIPConfig(**TINY[kind] | {"image_resolution": resolution})
+        assert config_of(CLIP(**vars(config))) == config
+    model = CLIP(**TINY["vit"])
+    model.visual.positional_embedding = nn.Parameter(torch.zeros(5 * 5 + 1, 128))  # grown, input_resolution forgotten
+    assert config_of(model).image_resolution == 80
+
+
+def test_sizes_that_no_configuration_describes_are_refused(tiny_vit):
+    tiny_vit.visual.transformer.resblocks[2].mlp.gelu = nn.GELU()
+    with pytest.raises(ValueError, match="same activation in all blocks"):
+        config_of(tiny_vit)
+    tiny_vit.visual.transformer.resblocks[2].mlp.gelu = clip.model.QuickGELU()
+    tiny_vit.visual.transformer.resblocks[1].attn.num_heads = 4
+    with pytest.raises(ValueError, match="2 in the image tower"):
+        config_of(tiny_vit)
 
 
 def test_the_mask_is_the_causal_one_and_each_text_block_has_it(tiny):

@@ -162,8 +162,8 @@ def test_a_sound_file_needs_no_network(target):
 
 def test_a_file_is_hashed_once_and_again_when_it_changes(server, target, monkeypatch):
     hashed = []
-    sha256 = released._sha256
-    monkeypatch.setattr(released, "_sha256", lambda path: hashed.append(path) or sha256(path))
+    sha256 = released.sha256_of
+    monkeypatch.setattr(released, "sha256_of", lambda path: hashed.append(path) or sha256(path))
     target.write_bytes(FILE)
     for _ in range(3):
         download(server.url)

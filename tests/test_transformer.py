@@ -101,6 +101,10 @@ def other_attention_module(block):
     block.attn = torch.nn.MultiheadAttention(D, H)
 
 
+def other_attention_method(block):
+    block.attn.forward = lambda query, key, value, **options: (query.flip(0), None)
+
+
 def removed(block):
     block.attn_mask = None
 
@@ -117,11 +121,25 @@ def written_into(block):
 
 @pytest.mark.parametrize(
     "change",
-    [overridden_attention, overridden_forward, other_attention_module, removed, replaced, written_into],
+    [
+        overridden_attention,
+        overridden_forward,
+        other_attention_module,
+        other_attention_method,
+        removed,
+        replaced,
+        written_into,
+    ],
 )
 def test_a_tower_that_may_look_ahead_says_so(causal, change):
     assert causal.is_causal
     change(causal.resblocks[1])
+    assert not causal.is_causal
+
+
+def test_a_tower_whose_own_forward_was_replaced_says_so(causal):
+    own = causal.forward
+    causal.forward = lambda x: own(x.flip(0)).flip(0)
     assert not causal.is_causal
 
 

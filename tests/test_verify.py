@@ -1,3 +1,5 @@
+import hashlib
+
 import pytest
 import torch
 from conftest import TINY, filled
@@ -24,10 +26,21 @@ def published():
 @pytest.mark.parametrize(("noise", "passes"), [(0.0, True), (0.008, True), (0.02, False)])
 def test_the_published_table_passes_and_another_fails(full_size, monkeypatch, noise, passes):
     monkeypatch.setattr(verify, "cosine_table", lambda *_: published() + noise)
-    checks = list(verify.verify(full_size, Preprocess(224)))
+    checks = list(verify.verify(full_size, Preprocess(224), "not opened"))
     assert len(checks) == 1 + 1 + 3 + 8
     assert all(check.passed for check in checks) is passes
     assert all(check.passed for check in checks[:5])
+
+
+def test_where_no_cosines_are_published_the_file_itself_is_compared(tmp_path):
+    with torch.device("meta"):
+        model = CLIP(**vars(RELEASED["RN50"]))
+    (tmp_path / "RN50.pt").write_bytes(b"made up")
+    *sizes, digest = verify.verify(model, Preprocess(224), tmp_path / "RN50.pt")
+    assert all(check.passed for check in sizes)
+    assert not digest.passed
+    assert digest.expected == "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"
+    assert digest.measured == hashlib.sha256(b"made up").hexdigest()
 
 
 def test_each_picture_is_closest_to_its_own_text():

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from .. import __version__
-from ..checkpoints.released import DownloadError
+from ..checkpoints.released import MODELS, DownloadError, download
 from ..clip import available_models, load
 from ..model import CLIP
 from ..preprocess import ImageError, Preprocess, open_image
@@ -146,6 +146,8 @@ def _read(paths: list[str], preprocess: Preprocess) -> Iterator[tuple[list[str],
             return preprocess(open_image(path))
         except ImageError as error:
             return error
+        except ValueError as error:  # of a shape that cannot be resized
+            return ImageError(f"{path}: {error}")
 
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(paths), BATCH):
@@ -177,7 +179,8 @@ def _verify(options: argparse.Namespace) -> int:
         raise
     failed = 0
     try:
-        for check in verify(model, preprocess):
+        file = download(MODELS[options.model], local_files_only=True) if options.model in MODELS else options.model
+        for check in verify(model, preprocess, file):
             failed += not check.passed
             print(f"{'pass' if check.passed else 'FAIL'}  {check.what}")
             print(f"        expected  {check.expected}")

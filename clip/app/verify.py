@@ -6,6 +6,7 @@ photographs that ship with scikit-image, each text prefixed "This is "). Its cam
 replaced that picture since.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from ..checkpoints.released import MODELS, sha256_of
 from ..clip import tokenize
 from ..config import RELEASED
 from ..model import CLIP, config_of
@@ -67,7 +69,7 @@ class Check:
     passed: bool
 
 
-def verify(model: CLIP, preprocess: Preprocess) -> Iterator[Check]:
+def verify(model: CLIP, preprocess: Preprocess, file: str | os.PathLike) -> Iterator[Check]:
     """Compare a model with everything published about the released model of its sizes.
 
     Parameters
@@ -76,11 +78,13 @@ def verify(model: CLIP, preprocess: Preprocess) -> Iterator[Check]:
         In evaluation mode.
     preprocess : Preprocess
         As `clip.load` returned it.
+    file : path
+        Where the model came from.
 
     Yields
     ------
     Check
-        Sizes, parameters, token ids and, for ViT-B/32, 56 cosines.
+        Sizes, parameters, token ids; of the weights 56 cosines for ViT-B/32, the sha256 of the file for the others.
 
     Raises
     ------
@@ -103,6 +107,10 @@ def verify(model: CLIP, preprocess: Preprocess) -> Iterator[Check]:
 
     if names[0] == "ViT-B/32":
         yield from _verify_cosines(model, preprocess)
+    else:
+        *_, digest, _ = MODELS[names[0]].split("/")
+        found = sha256_of(Path(file)).hexdigest()
+        yield Check("sha256 of the file", digest, found, found == digest)
 
 
 def _verify_cosines(model: CLIP, preprocess: Preprocess) -> Iterator[Check]:

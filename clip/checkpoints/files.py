@@ -174,8 +174,8 @@ def _check_config(state_dict: dict[str, torch.Tensor], text: object) -> CLIPConf
 def _check_numbers(state_dict: dict[str, torch.Tensor]) -> None:
     """Refuse what is no weight: quantised numbers would be copied into a model as if they were the weights."""
     for name, tensor in state_dict.items():
-        integer = name.endswith("num_batches_tracked")  # BatchNorm's count of steps
-        if tensor.numel() == 0 or tensor.is_floating_point() == integer:
+        counter = name.endswith("num_batches_tracked")  # BatchNorm's count of steps
+        if tensor.numel() == 0 or not (tensor.is_floating_point() or counter):
             raise CheckpointError(
                 f"expected floating-point weights, found {name!r} of {tensor.dtype} and shape {tuple(tensor.shape)}"
             )

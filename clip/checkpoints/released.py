@@ -157,14 +157,14 @@ def _is_verified(target: Path, digest: str) -> bool:
     with suppress(OSError):
         if note_path.read_bytes() == note:
             return True
-    if _sha256(target).hexdigest() != digest:
+    if sha256_of(target).hexdigest() != digest:
         return False
     with suppress(OSError):  # in a read-only cache every call hashes
         note_path.write_bytes(note)
     return True
 
 
-def _sha256(path: Path) -> "hashlib._Hash":
+def sha256_of(path: Path) -> "hashlib._Hash":
     """The hash object after reading the whole file."""
     hasher = hashlib.sha256()
     with open(path, "rb") as file:
@@ -227,7 +227,7 @@ def _attempt(url: str, part: Path, digest: str) -> str:
     """Continue `part` to its end by one request; return the sha256 of all it holds then."""
     hasher, have = hashlib.sha256(), 0
     if part.exists():
-        hasher, have = _sha256(part), part.stat().st_size
+        hasher, have = sha256_of(part), part.stat().st_size
         if hasher.hexdigest() == digest:  # the last attempt ended between the last byte and the rename
             return digest
 

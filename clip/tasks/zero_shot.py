@@ -117,11 +117,12 @@ class ZeroShotClassifier:
         batch_size: int = 256,
     ):
         templates = [templates] if isinstance(templates, str) else list(templates)
+        labels = [] if isinstance(labels, str) else list(labels)
+        if not labels:
+            raise ValueError("expected a list of at least one label")
         sentences = {label: [template.replace("{}", label) for template in templates] for label in labels}
-        if isinstance(labels, str) or not labels:
-            raise ValueError(f"expected a list of at least one label, got {labels!r}")
         if len(sentences) < len(labels):
-            raise ValueError(f"labels must differ, got {list(labels)}")
+            raise ValueError(f"labels must differ, got {labels}")
         if not templates or not all("{}" in template for template in templates):
             raise ValueError(f"each template needs {{}} where the label goes, got {templates}")
         if none_prompts:
