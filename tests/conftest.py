@@ -48,6 +48,11 @@ def filled(config, salt=""):
     return model.eval()
 
 
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("requires_cuda") and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+
+
 @pytest.fixture(params=["vit", "rn"])
 def tiny(request):
     """A tiny model of each kind of image tower."""

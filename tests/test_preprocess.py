@@ -339,7 +339,7 @@ def test_overshoot_of_pixels_in_zero_to_one_is_never_refused():
     assert (worst**2 - 1) / 2 < 0.31  # both directions at once, all weights against us
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.requires_cuda
 @pytest.mark.parametrize(("scale", "tolerance"), [(1, 1.01 / 255 / min(CLIP_STD)), (255, 1e-4)])
 def test_a_gpu_gives_the_same_image(scale, tolerance):
     """uint8 within one grey level, floats within rounding."""
