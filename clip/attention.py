@@ -119,9 +119,8 @@ class MultiheadAttention(nn.MultiheadAttention):
 def _additive(mask: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """A mask of the dtype and device of the scores: True becomes -inf, numbers stay numbers."""
     if mask.dtype == torch.bool:
-        return torch.zeros_like(mask, dtype=like.dtype, device=like.device).masked_fill_(
-            mask.to(like.device), -torch.inf
-        )
+        mask = mask.to(like.device)
+        return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(mask, -torch.inf)
     return mask.to(like)
 
 

@@ -67,7 +67,7 @@ class CLIPConfig:
             divisor, what = 32, "the ResNet's stride"
         if self.image_resolution < divisor:
             raise ValueError(f"image_resolution {self.image_resolution} is smaller than {what} of {divisor} pixels")
-        if self.vision_width % self.vision_heads:
+        if self._feature_width % self.vision_heads:
             raise ValueError(f"vision_width {self.vision_width} does not divide into {self.vision_heads} heads")
 
     @property
@@ -77,9 +77,13 @@ class CLIPConfig:
 
     @property
     def vision_heads(self) -> int:
-        """Attention heads of the image tower (of a ResNet: of its attention pool, which is 32 widths wide)."""
-        feature_width = self.vision_width if self.is_vit else self.vision_width * 32
-        return max(1, feature_width // HEAD_DIM)
+        """Attention heads of the image tower (of a ResNet: of its attention pool)."""
+        return max(1, self._feature_width // HEAD_DIM)
+
+    @property
+    def _feature_width(self) -> int:
+        """Channels of what the image tower's attention works on."""
+        return self.vision_width if self.is_vit else self.vision_width * 32
 
     @classmethod
     def from_state_dict(cls, state_dict: Mapping[str, torch.Tensor], activation: str = "quick_gelu") -> "CLIPConfig":

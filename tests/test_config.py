@@ -29,6 +29,11 @@ def test_heads_of_the_released_models_are_those_of_the_paper():
     assert [config.transformer_heads for config in RELEASED.values()] == [8, 8, 10, 12, 16, 8, 8, 12, 12]
 
 
+def test_a_resnets_heads_share_its_features_not_its_stem():
+    # 32 · 33 = 1056 channels: 16 heads of 66, as in the released code
+    assert CLIPConfig(**TINY["rn"] | {"vision_width": 33}).vision_heads == 16
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -128,7 +128,7 @@ def _classify(options: argparse.Namespace) -> int:
                 if not isinstance(image, ImageError):
                     bar.write(show(path, next(answers)))
                 elif options.json:
-                    bar.write(json.dumps({"picture": path, "error": str(image)}))
+                    bar.write(json.dumps({"picture": path, "error": str(image)}, ensure_ascii=False))
                 else:
                     bar.write(f"clip classify: {image}", file=sys.stderr)
                 bad += isinstance(image, ImageError)
