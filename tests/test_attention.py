@@ -64,6 +64,12 @@ def test_self_attention_and_a_single_sequence_are_pytorchs(pair, draw):
             torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-4)
 
 
+def test_a_value_of_its_own_is_projected_though_query_and_key_are_one(pair, draw):
+    x, value = draw(S, N, D), draw(S, N, D)
+    ours, theirs = (attend(x, x, value)[0] for attend in pair)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+
+
 def test_two_positions_one_head_by_hand():
     attend = MultiheadAttention(1, 1)
     for parameter in attend.parameters():

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from conftest import GOLDEN, TINY, filled, golden_inputs
 from peer import as_transformers
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import clip
 from clip.attention import causal_mask
@@ -256,6 +257,12 @@ def test_texts_can_be_mapped_over_though_no_length_can_be_read_then(tiny_vit):
         warnings.simplefilter("ignore", UserWarning)  # PyTorch maps its attention in a loop, and says so
         mapped = torch.func.vmap(lambda row: tiny_vit.encode_text(row[None])[0])(tokens)
     torch.testing.assert_close(mapped, tiny_vit.encode_text(tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_shapes_can_be_propagated_without_values(tiny_vit):
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        features = tiny_vit.encode_text(mode.from_tensor(clip.tokenize(CAPTIONS)))
+    assert features.shape == (3, 24)
 
 
 # -- what clients do with a model -------------------------------------------------------------------------------------

@@ -24,8 +24,11 @@ class Compass(torch.nn.Module):
     logit_scale = torch.tensor(math.log(10))
 
     def encode_text(self, tokens):
-        angles = [self.directions[clip.clip._tokenizer.decode(row, skip_special_tokens=True).strip()] for row in tokens]
-        return torch.tensor([[3 * math.cos(math.radians(a)), 3 * math.sin(math.radians(a))] for a in angles])
+        texts = [clip.clip._tokenizer.decode(row, skip_special_tokens=True).strip() for row in tokens]
+        angles = [math.radians(self.directions[text]) for text in texts]
+        return torch.tensor(  # longer texts, longer vectors
+            [[len(text) * math.cos(a), len(text) * math.sin(a)] for text, a in zip(texts, angles, strict=True)]
+        )
 
     def encode_image(self, images):
         return images.flatten(1)[:, :2]
