@@ -8,6 +8,7 @@ import difflib
 import os
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -31,13 +32,15 @@ __all__ = ["available_models", "count_tokens", "load", "save", "tokenize"]
 
 BICUBIC = Image.Resampling.BICUBIC
 
+_EMBEDDED = {"tiny": Path(__file__).parent / "weights" / "tiny.safetensors"}  # ours, small enough to come along
+
 _transform = Preprocess
 _tokenizer = _Tokenizer()
 
 
 def available_models() -> list[str]:
-    """Return the names that :func:`load` knows."""
-    return list(_MODELS)
+    """Return the names that :func:`load` knows: the nine released models, and "tiny", which needs no download."""
+    return [*_MODELS, *_EMBEDDED]
 
 
 def load(
@@ -87,7 +90,7 @@ def load(
     """
     if jit:
         warnings.warn("jit=True: the model is plain PyTorch and is returned as it is", stacklevel=2)
-    device = _device(device)
+    device = find_device(device)
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else torch.float16
     elif not dtype.is_floating_point:
@@ -203,7 +206,7 @@ def _bracketed(text: str) -> list[int]:
     return [start, *_tokenizer.encode(text), end]
 
 
-def _device(device: str | int | torch.device | None) -> torch.device:
+def find_device(device: str | int | torch.device | None) -> torch.device:
     """The device asked for, if it is there."""
     cuda = torch.cuda.is_available()
     mps = torch.backends.mps.is_available()
@@ -224,13 +227,15 @@ def _device(device: str | int | torch.device | None) -> torch.device:
 
 def _find(name: str | os.PathLike, download_root: str | os.PathLike | None, local_files_only: bool) -> str:
     """The path of the checkpoint: a released file, downloaded if need be, or the caller's own."""
+    if name in _EMBEDDED:
+        return os.fspath(_EMBEDDED[name])
     if name in _MODELS:
         return _download(_MODELS[name], download_root, local_files_only=local_files_only)
     path = os.fspath(name)
     if os.path.exists(path):
         return path
-    close = difflib.get_close_matches(path.lower(), [known.lower() for known in _MODELS], n=1)
-    similar = [known for known in _MODELS if known.lower() in close]
+    close = difflib.get_close_matches(path.lower(), [known.lower() for known in available_models()], n=1)
+    similar = [known for known in available_models() if known.lower() in close]
     hint = f"did you mean {similar[0]!r}? " if similar else ""
     raise RuntimeError(
         f"Model {path} not found: it is neither a file nor a released model; {hint}available models = "

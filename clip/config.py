@@ -186,3 +186,6 @@ RELEASED = {
     "ViT-L/14": CLIPConfig(768, 224, 24, 1024, 14, **_text(768)),
     "ViT-L/14@336px": CLIPConfig(768, 336, 24, 1024, 14, **_text(768)),
 }
+
+# Not OpenAI's: the model that comes with this package, trained by us (docs/model_card.md)
+TINY = CLIPConfig(256, 64, (2, 2, 2, 2), 20, None, 77, 49408, 128, 2, 3)

@@ -154,7 +154,7 @@ def test_a_released_name_is_looked_for_in_the_folder_given(tmp_path):
 
 def test_clients_own_entries_in_the_table_are_found(model, tmp_path, monkeypatch):
     monkeypatch.setitem(clip.clip._MODELS, "mine", "https://localhost/mine.pt")
-    assert clip.available_models()[-1] == "mine"
+    assert "mine" in clip.available_models()
     with pytest.raises(clip.DownloadError, match="expected a URL that ends in"):
         clip.load("mine", download_root=tmp_path)
 

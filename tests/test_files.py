@@ -3,7 +3,9 @@
 import dataclasses
 import io
 import json
+import math
 import pickle
+import re
 import zipfile
 from contextlib import suppress
 
@@ -16,7 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clip.checkpoints import CheckpointError, read_checkpoint, write_checkpoint
+from clip.checkpoints.files import EMBEDDING, ROWS, trained_rows
 from clip.config import CLIPConfig
+from clip.model import config_of
 
 TEXT = {"context_length": 11, "vocab_size": 31, "transformer_width": 16, "transformer_heads": 1}
 CONFIGS = {
@@ -379,3 +383,57 @@ def test_a_file_with_mutated_contents_is_read_or_refused(samples, form, mutation
         header = mutate(data[form][8:end], mutations)
         mutated = len(header).to_bytes(8, "little") + header + data[form][end:]
     assert_read_or_refused(path, mutated)
+
+
+# -- a vocabulary in part ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def part_of_a_vocabulary(tiny_vit):
+    """A model's weights in which only three tokens were ever seen, and what `trained_rows` leaves of them."""
+    seen = torch.zeros(49408, dtype=torch.bool)
+    seen[[5, 300, 49407]] = True
+    weights = tiny_vit.state_dict()
+    weights[EMBEDDING][~seen] = 0
+    return weights, trained_rows(weights, seen)
+
+
+def test_rows_left_out_come_back_as_zeros(tmp_path, tiny_vit, part_of_a_vocabulary):
+    whole, part = part_of_a_vocabulary
+    write_checkpoint(tmp_path / "part.safetensors", config_of(tiny_vit), part)
+    assert (tmp_path / "part.safetensors").stat().st_size < 49408 * 64 * 4
+    _, weights = read_checkpoint(tmp_path / "part.safetensors")
+    assert weights.keys() == whole.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(weights[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        torch.tensor([5, 300, 49407], dtype=torch.int32),  # no size at the end
+        torch.tensor([5, 5, 300, 49408], dtype=torch.int32),
+        torch.tensor([-1, 5, 300, 49408], dtype=torch.int32),
+        torch.tensor([5, 300, 49408, 49408], dtype=torch.int32),
+        torch.tensor([5, 300, 49407, 2**31 - 1], dtype=torch.int32),  # would fill the memory
+        torch.tensor([5.0, 300.0, 49407.0, 49408.0]),
+        torch.tensor([[5, 300], [49407, 49408]], dtype=torch.int32),
+    ],
+    ids=["short", "twice", "negative", "beyond", "huge", "float", "square"],
+)
+def test_ids_of_rows_that_make_no_sense_are_refused(tmp_path, tiny_vit, part_of_a_vocabulary, ids):
+    part = {**part_of_a_vocabulary[1], ROWS: ids}
+    write_checkpoint(tmp_path / "bad.safetensors", config_of(tiny_vit), part)
+    with pytest.raises(CheckpointError, match=re.escape(ROWS)):
+        read_checkpoint(tmp_path / "bad.safetensors")
+
+
+def test_training_state_lies_beside_the_weights(tmp_path, tiny_vit):
+    state = {"step": 7, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}, "best": math.inf}
+    write_checkpoint(tmp_path / "last.pt", config_of(tiny_vit), tiny_vit.state_dict(), state)
+    saved = torch.load(tmp_path / "last.pt", weights_only=True)["training"]
+    assert saved["step"] == 7
+    assert torch.equal(saved["optimizer"]["state"][0]["exp_avg"], torch.ones(2))
+    assert read_checkpoint(tmp_path / "last.pt")[0] == config_of(tiny_vit)
+    with pytest.raises(ValueError, match=r"ending in \.pt"):
+        write_checkpoint(tmp_path / "last.safetensors", config_of(tiny_vit), tiny_vit.state_dict(), state)

@@ -2,6 +2,8 @@
 
     clip classify PICTURE... --labels "a dog" "a cat"     which of these is it?
     clip verify MODEL                                     is this model the published one?
+    clip draw --count 1000 -o FOLDER                      pictures with captions, drawn on the spot
+    clip train CAPTIONS... --out FOLDER                   learn from pictures and captions
 
 Answers go to standard output, progress and complaints to standard error. The exit code is 0 if all went well, 1 if
 some pictures could not be read or a check failed, 2 if the command could not start.
@@ -24,6 +26,9 @@ from ..clip import available_models, load
 from ..model import CLIP
 from ..preprocess import ImageError, Preprocess, open_image
 from ..tasks.zero_shot import NONE_PROMPTS, TEMPLATE, Match, ZeroShotClassifier
+from ..training.drawn import write_folder
+from .command import CommandError
+from .train import add_train_command
 from .verify import verify
 
 BATCH = 32  # pictures in the model at once
@@ -42,10 +47,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-
-
-class CommandError(Exception):
-    """Something that the user can mend; its text is all that is shown."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -92,6 +93,22 @@ examples:
     check.set_defaults(run=_verify)
     check.add_argument("--download", action="store_true", help="fetch the released file if it is not here yet")
     _add_model_options(check, "model")
+
+    draw = commands.add_parser(
+        "draw",
+        help="make pictures with captions to learn from or to try things on",
+        description="Draw simple scenes, with a caption for each: pictures, and captions.csv beside them.",
+    )
+    draw.set_defaults(run=_draw)
+    draw.add_argument("-o", "--out", required=True, metavar="FOLDER", help="a new or empty folder")
+    draw.add_argument("--count", type=_count, default=100, metavar="N", help="pictures (default: 100)")
+    draw.add_argument("--seed", type=int, default=0, help="other seeds give other pictures (default: 0)")
+    draw.add_argument("--size", type=_count, default=128, metavar="PIXELS", help="side of a picture (default: 128)")
+    draw.add_argument(
+        "--held-out", action="store_true", help="only combinations of colour and thing that training never shows"
+    )
+
+    add_train_command(commands)
     return parser
 
 
@@ -189,6 +206,15 @@ def _verify(options: argparse.Namespace) -> int:
         raise CommandError(error) from error
     print(f"{failed} checks failed" if failed else "all checks passed")
     return 1 if failed else 0
+
+
+def _draw(options: argparse.Namespace) -> int:
+    try:
+        write_folder(options.out, options.count, options.seed, options.size, options.held_out)
+    except (ValueError, OSError) as error:
+        raise CommandError(error) from error
+    print(f"{options.count} pictures and captions.csv in {options.out}")
+    return 0
 
 
 def _load(options: argparse.Namespace, local_files_only: bool = False) -> tuple[CLIP, Preprocess]:

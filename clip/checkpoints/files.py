@@ -31,6 +31,8 @@ CONFIG_KEY = "clip_config"  # beside the weights in the files we write: the CLIP
 MODEL_KEYS = ("state_dict", "model_state_dict", "model")  # where training programs put the weights
 WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 SUFFIXES = (".safetensors", ".pt")
+MAX_EMBEDDING = 1 << 28  # numbers in an embedding with all its rows; the largest CLIP has 2^26
+EMBEDDING, ROWS = "token_embedding.weight", "token_embedding.rows"
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> tuple[CLIPConfig, dict[str, torch.Tensor]]:
@@ -58,11 +60,17 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[CLIPConfig, dict[str,
     with map_file(path) as file:
         tensors, config = _read_any(file)
         state_dict = {name: tensor for name, tensor in _unwrap(tensors).items() if name not in ARCHIVE_SIZES}
+        state_dict = all_rows(state_dict)
         _check_numbers(state_dict)
         return _check_config(state_dict, config), state_dict
 
 
-def write_checkpoint(path: str | os.PathLike[str], config: CLIPConfig, state_dict: Mapping[str, torch.Tensor]) -> None:
+def write_checkpoint(
+    path: str | os.PathLike[str],
+    config: CLIPConfig,
+    state_dict: Mapping[str, torch.Tensor],
+    training: Mapping[str, object] | None = None,
+) -> None:
     """Write a CLIP so that :func:`read_checkpoint` gives back the same configuration and, bit by bit, the same weights.
 
     The file appears whole or not at all; until then, what stood at `path` stays.
@@ -74,24 +82,29 @@ def write_checkpoint(path: str | os.PathLike[str], config: CLIPConfig, state_dic
         `{"clip_config": JSON text, "state_dict": {...}}`.
     config : CLIPConfig
     state_dict : mapping of str to torch.Tensor
+    training : mapping, optional
+        What a training run needs to go on, of tensors and plain values; kept under "training" in a `.pt` file.
 
     Raises
     ------
     ValueError
-        If `path` has another ending.
+        If `path` has another ending, or is to hold training state and does not end in `.pt`.
     CheckpointError
         If the file cannot be written, because the disk is full for instance.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"expected a file name ending in {' or '.join(SUFFIXES)}, got {path.name!r}")
+    if training is not None and path.suffix != ".pt":
+        raise ValueError(f"training state goes into a file ending in .pt, got {path.name!r}")
     text = json.dumps(dataclasses.asdict(config))
-    with _replace(path) as file:
+    with replacing(path) as file:
         if path.suffix == ".safetensors":
             write_safetensors(file, state_dict, {"format": "pt", CONFIG_KEY: text})
         else:
             weights = {name: tensor.detach().cpu() for name, tensor in state_dict.items()}
-            torch.save({CONFIG_KEY: text, "state_dict": weights}, file)
+            extra = {} if training is None else {"training": dict(training)}
+            torch.save({CONFIG_KEY: text, "state_dict": weights, **extra}, file)
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -187,11 +200,48 @@ def _some(names: Iterable[object]) -> str:
     return f"{len(names)} entries ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
 
 
+# -- a vocabulary that was not needed in full --------------------------------------------------------------------------
+
+
+def trained_rows(state_dict: Mapping[str, torch.Tensor], seen: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Leave out the embeddings of tokens that were never trained; most of a small model's file would be these.
+
+    Parameters
+    ----------
+    state_dict : mapping of str to torch.Tensor
+    seen : torch.Tensor
+        (V,), bool: which of the V token ids the training captions held.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+        The embedding has as many rows as tokens were seen; beside it stand their ids, and V at the end of them.
+    """
+    ids = torch.cat([seen.nonzero().flatten(), torch.tensor([len(seen)])]).int()
+    return {**state_dict, EMBEDDING: state_dict[EMBEDDING][seen], ROWS: ids}
+
+
+def all_rows(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Undo :func:`trained_rows`; a token that was never seen gets zeros, which leaves its position without a word."""
+    if ROWS not in state_dict:
+        return state_dict
+    state_dict = dict(state_dict)
+    ids, kept = state_dict.pop(ROWS), state_dict.get(EMBEDDING)
+    if kept is None or kept.dim() != 2 or ids.dtype != torch.int32 or ids.dim() != 1 or len(ids) != len(kept) + 1:
+        raise CheckpointError(f"{ROWS} must hold an id for each row of {EMBEDDING}, and the size of the vocabulary")
+    *ids, size = ids.tolist()
+    if not all(a < b for a, b in zip([-1, *ids], [*ids, size], strict=True)) or size * kept.shape[1] > MAX_EMBEDDING:
+        raise CheckpointError(f"{ROWS} must rise, from 0 at least to a vocabulary that fits into memory")
+    whole = kept.new_zeros(size, kept.shape[1])
+    whole[torch.tensor(ids)] = kept
+    return {**state_dict, EMBEDDING: whole}
+
+
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _replace(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file beside `path` that takes its place once it is written and on the disk, and is removed if that fails."""
     path = Path(os.path.realpath(path))  # through a link, to where the file is
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")

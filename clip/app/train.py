@@ -1,0 +1,149 @@
+"""`clip train`: the fields of TrainingOptions as a command line."""
+
+import argparse
+import dataclasses
+import math
+import time
+import types
+import typing
+
+from ..training.options import TrainingOptions
+from ..training.run import prepare, train
+from .command import CommandError
+
+GROUPS = {  # heading of the help: the options below it
+    "data": "images templates shares validation holdout zero_shot augment twins seed workers",
+    "model": "model init freeze",
+    "length, one of": "epochs steps minutes",
+    "update": "batch_size chunk checkpointing precision loss scale max_scale lr image_lr text_lr warmup weight_decay "
+    "max_norm",
+    "what is seen and saved": "out evaluate_every save_every tensorboard device",
+}
+EPILOG = """\
+CAPTIONS is one or more of
+  captions.csv, captions.txt    columns image and caption; several rows of one picture are its captions
+  pairs.jsonl                   {"image_path": ..., "captions": [...]} a line
+  annotations.json              COCO captions
+  FOLDER                        a folder of pictures for each class, named by --templates
+  shards/*.tar                  WebDataset shards
+  drawn                         scenes drawn on the spot, no files needed
+
+is it learning?  The loss starts near ln(batch), which is what guessing costs. If it stays there, try
+  clip train CAPTIONS --overfit-one-batch     a sound set-up learns one batch by heart within a few hundred steps
+  clip train CAPTIONS --dry-run               reads, updates once, evaluates, says how long it will take, writes nothing
+
+examples:
+  clip train drawn --model tiny --precision bfloat16 --minutes 10 --out runs/drawn
+  clip train captions.txt --images Flickr8k --model ViT-B/32 --init openai --lr 1e-5 --epochs 5 --out runs/flickr
+  clip train --resume --out runs/flickr"""
+
+
+def add_train_command(commands: argparse._SubParsersAction) -> None:
+    """Add `train` to the commands of `clip`."""
+    parser = commands.add_parser(
+        "train",
+        help="learn from pictures and captions, from scratch or from given weights",
+        description="Train a CLIP on pictures and captions; clip.load reads the result, OUT/best.safetensors.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=_train)
+    parser.add_argument("captions", nargs="*", metavar="CAPTIONS", help="what to learn from, see below")
+    fields = {field.name: field for field in dataclasses.fields(TrainingOptions)}
+    types = typing.get_type_hints(TrainingOptions)
+    for title, names in GROUPS.items():
+        group = parser.add_argument_group(title)
+        for name in names.split():
+            _add(group, fields[name], types[name])
+    aid = parser.add_argument_group("going on, and first aid")
+    aid.add_argument("--resume", action="store_true", help="go on with the run in OUT, by the options saved there")
+    aid.add_argument("--overfit-one-batch", action="store_true", help="learn a single batch by heart; writes nothing")
+    aid.add_argument("--dry-run", action="store_true", help="try everything once; writes nothing")
+
+
+def _add(group: argparse._ArgumentGroup, field: dataclasses.Field, kind: object) -> None:
+    """One field as an option: --batch-size for batch_size, its type and default as in the dataclass."""
+    flag, about = "--" + field.name.replace("_", "-"), field.metadata["help"]
+    choices = field.metadata["choices"]
+    if kind is bool:
+        group.add_argument(flag, action="store_true", help=about)
+        return
+    many = typing.get_origin(kind) is tuple
+    (value_type,) = (one for one in typing.get_args(kind) or (kind,) if one not in (types.NoneType, ...))
+    default = field.default
+    if default not in (None, ()):
+        about += f" (default: {' '.join(map(str, default)) if many else default})"
+    group.add_argument(
+        flag,
+        type=value_type,
+        nargs="+" if many else None,
+        choices=choices,
+        default=default,
+        metavar=None if choices else value_type.__name__.upper(),
+        help=about,
+    )
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    try:
+        if arguments.resume:
+            options = TrainingOptions.read(arguments.out)
+            options = dataclasses.replace(options, out=arguments.out)  # the folder may have been moved
+        else:
+            names = [field.name for field in dataclasses.fields(TrainingOptions)]
+            options = TrainingOptions(**{name: getattr(arguments, name) for name in names})
+        if not options.captions:
+            raise ValueError('say what to learn from: caption files, a folder of classes, or "drawn"')
+        if arguments.dry_run:
+            return _dry_run(options)
+        if arguments.overfit_one_batch:
+            return _overfit(options)
+        trainer = train(options, arguments.resume)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise CommandError(error) from error
+    print(f'{trainer.step} steps; clip.load("{options.out}/best.safetensors") loads the result')
+    return 0
+
+
+def _dry_run(options: TrainingOptions) -> int:
+    """Read, update, evaluate and time everything once."""
+    trainer = prepare(options)
+    parameters = sum(p.numel() for p in trainer.parameters)
+    print(f"model       {options.model}, {parameters:,} parameters to train, on {trainer.device}")
+    print(f"pairs       {len(trainer.batches)} batches of {options.batch_size} an epoch")
+    batches = trainer.batches.epoch(0)
+    trainer.update(next(batches))  # the first is slower than all others
+    started = time.monotonic()
+    batch = next(batches, None) or next(trainer.batches.epoch(0))
+    read = time.monotonic() - started
+    row = trainer.update(batch)
+    seconds = time.monotonic() - started
+    print(f"one batch   {', '.join(repr(caption) for caption in batch.captions[:3])}, ...")
+    print(f"loss        {row['loss']:.3f}; guessing costs ln({len(batch.images)}) = {row['chance']:.3f}")
+    print(f"speed       {seconds:.2f} s a step, {read:.2f} s of it to read the pictures")
+    if trainer.total:
+        print(f"length      {trainer.total} steps, about {seconds * trainer.total / 60:.0f} minutes")
+    if trainer.evaluate:
+        figures = trainer.evaluate(trainer.model.eval())
+        print("evaluation  " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+    print("nothing was written")
+    return 0
+
+
+def _overfit(options: TrainingOptions) -> int:
+    """Learn one batch until it is known by heart, or until it is clear that this does not happen."""
+    trainer = prepare(dataclasses.replace(options, steps=300, epochs=None, minutes=None, warmup=20))
+    batch = next(trainer.batches.epoch(0))
+    for _ in range(300):
+        row = trainer.update(batch)
+        if row["step"] % 20 == 0 or row["step"] == 1:
+            bar = "█" * math.ceil(40 * min(1, row["loss"] / row["chance"]))
+            print(f"step {row['step']:4}  loss {row['loss']:7.4f} of {row['chance']:.2f}  {bar}", flush=True)
+        if row["loss"] < 0.05 * row["chance"]:
+            print("learned by heart: model, loss and optimiser work; nothing was written")
+            return 0
+    print(
+        f"not learned: the loss is {row['loss']:.3f} of {row['chance']:.3f}. Equal captions in a batch cannot be told "
+        "apart (try --loss multi-positive); otherwise try another --lr, and look whether captions belong to pictures"
+    )
+    return 1

@@ -1,0 +1,128 @@
+"""From options to a trained model: put together what a run needs, then let the trainer go.
+
+TrainingOptions
+  │  model            from scratch, from OpenAI's weights, or from a checkpoint
+  │  pairs            read from caption files, drawn, or both mixed; some kept for validation
+  │  evaluations      of what there is to evaluate
+Trainer.run()
+"""
+
+import warnings
+from pathlib import Path
+
+import torch
+
+from ..clip import find_device, load
+from ..config import RELEASED, TINY
+from ..model import CLIP
+from ..preprocess import Preprocess
+from .augment import AUGMENTS
+from .data import Batches, Captioned, CaptionedPictures, Mixed, PairDataset, read_captions, split
+from .drawn import DrawnWorld
+from .evaluation import Evaluation, classification, drawn_abilities, retrieval
+from .log import draw_curves
+from .loss import LOSSES
+from .options import TrainingOptions
+from .trainer import Trainer
+
+__all__ = ["DRAWN", "MODELS", "prepare", "train"]
+
+DRAWN = "drawn"  # in place of a caption file: pictures drawn on the spot
+SCENES_AN_EPOCH = 50_000
+MODELS = {**RELEASED, "tiny": TINY}
+
+
+def train(options: TrainingOptions, resume: bool = False) -> Trainer:
+    """Train as told, and leave checkpoints, log and curves in the folder `options.out`.
+
+    Parameters
+    ----------
+    options : TrainingOptions
+        What to learn from, and how.
+    resume : bool
+        Go on from the folder's last checkpoint. Otherwise the folder must not hold a run.
+
+    Returns
+    -------
+    Trainer
+        With the model as it is at the end.
+
+    Raises
+    ------
+    ValueError, RuntimeError, OSError
+        If something needed is not there, does not fit together, cannot be written, or is no number any more.
+    """
+    folder = Path(options.out)
+    if not resume and (folder / "log.jsonl").exists():
+        raise ValueError(f"{folder} already holds a run; resume it, or choose another folder with --out")
+    trainer = prepare(options)
+    folder.mkdir(parents=True, exist_ok=True)
+    if resume:
+        trainer.resume()
+    else:
+        options.save(folder)
+    trainer.run()
+    try:
+        draw_curves(folder / "log.jsonl", folder / "curves.png")
+    except ImportError as error:
+        warnings.warn(str(error), stacklevel=2)
+    return trainer
+
+
+def prepare(options: TrainingOptions) -> Trainer:
+    """Put together the model, the pairs and the evaluations of a run, without training or writing anything."""
+    torch.manual_seed(options.seed)
+    model, preprocess = _model(options)
+    parts, kept = _parts(options, model.visual.input_resolution)
+    pairs = parts[0] if len(parts) == 1 else Mixed(parts, options.shares or [len(part) for part in parts])
+    batches = Batches(pairs, options.batch_size, preprocess, options.seed, options.workers, model.context_length)
+    if len(batches) == 0:
+        raise ValueError(f"there are {len(pairs)} pictures to learn from, fewer than one batch of {options.batch_size}")
+
+    evaluations: list[Evaluation] = []
+    if kept:
+        evaluations.append(retrieval(kept, preprocess, LOSSES[options.loss], options.batch_size))
+    if options.zero_shot:
+        items = read_captions(options.zero_shot, templates=options.templates)
+        evaluations.append(classification(items, preprocess, options.templates))
+    if DRAWN in options.captions:
+        evaluations.append(drawn_abilities(preprocess))
+
+    def evaluate(model: CLIP) -> dict[str, float]:
+        return {name: value for evaluation in evaluations for name, value in evaluation(model).items()}
+
+    return Trainer(model, batches, options, evaluate if evaluations else None)
+
+
+def _model(options: TrainingOptions) -> tuple[CLIP, Preprocess]:
+    """The model to train, float32 on its device, and the preprocessing that goes with it."""
+    if options.init != "scratch":
+        name = options.model if options.init == "openai" else options.init
+        return load(name, options.device, dtype=torch.float32)
+    if options.model not in MODELS:
+        raise ValueError(
+            f"model must be one of {', '.join(MODELS)}; got {options.model!r} (a checkpoint goes to --init)"
+        )
+    model = CLIP(**vars(MODELS[options.model])).to(find_device(options.device))
+    return model, Preprocess(model.visual.input_resolution)
+
+
+def _parts(options: TrainingOptions, resolution: int) -> tuple[list[PairDataset], list[Captioned]]:
+    """The sources to learn from, one for each entry of `captions`, and the pictures kept for validation."""
+    parts: list[PairDataset] = []
+    kept: list[Captioned] = []
+    augment = None if options.augment == "none" else AUGMENTS[options.augment](resolution)
+    for source in options.captions:
+        if source == DRAWN:
+            parts.append(DrawnWorld(SCENES_AN_EPOCH, resolution, options.twins))
+            continue
+        items = read_captions(source, options.images, options.templates)
+        if options.holdout:
+            held = set(Path(options.holdout).read_text(encoding="utf-8").split())
+            items = [item for item in items if item.identity not in held]
+        learn, validate = split(items, options.validation, options.seed)
+        if not learn:
+            raise ValueError(f"{source}: nothing is left to learn from after validation and holdout")
+        parts.append(CaptionedPictures(learn, augment))
+        kept += validate
+    return parts, kept
