@@ -151,21 +151,38 @@ def test_killed_by_the_system_at_any_moment_it_goes_on_bit_by_bit(tmp_path):
     assert not list(killed.glob(".*"))  # nothing half written is left over
 
 
-def test_interrupted_from_the_keyboard_it_saves_first(tmp_path):
+@pytest.mark.parametrize("request_to_stop", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_finishes_the_step_and_saves(tmp_path, request_to_stop):
     run = trainer(tmp_path, save_every=100)
     update = run.update
 
     def interrupted(batch):
         if run.step == 3:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), request_to_stop)
         return update(batch)
+
+    before = signal.getsignal(request_to_stop)
+    run.update = interrupted
+    with pytest.raises(KeyboardInterrupt, match="after step 4"):
+        run.run()
+    assert signal.getsignal(request_to_stop) is before
+    again = trainer(tmp_path)
+    again.resume()
+    assert again.step == 4
+
+
+def test_asked_twice_it_stops_at_once(tmp_path):
+    run = trainer(tmp_path, save_every=100)
+
+    def interrupted(batch):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
 
     run.update = interrupted
     with pytest.raises(KeyboardInterrupt):
         run.run()
-    again = trainer(tmp_path)
-    again.resume()
-    assert again.step == 3
+    assert not (tmp_path / "last.pt").exists()
 
 
 def test_a_picture_that_is_no_number_stops_the_run_and_is_named(tmp_path):

@@ -42,7 +42,9 @@ class TrainingOptions:
     seed: int = _option(0, "of the weights, the order, and everything drawn")
     workers: int = _option(0, "processes that read pictures")
     # model
-    model: str = _option("ViT-B/32", "which sizes to train, by a released name or tiny")
+    model: str = _option(
+        "ViT-B/32", "sizes to train: a released name, tiny, or a JSON file with the fields of CLIPConfig"
+    )
     init: str = _option("scratch", "scratch, openai (the released weights of MODEL), or a checkpoint's path")
     freeze: tuple[str, ...] = _option((), "towers that stay as they are", TOWERS)
     # length

@@ -7,13 +7,14 @@ TrainingOptions
 Trainer.run()
 """
 
+import json
 import warnings
 from pathlib import Path
 
 import torch
 
 from ..clip import find_device, load
-from ..config import RELEASED, TINY
+from ..config import RELEASED, TINY, CLIPConfig
 from ..model import CLIP
 from ..preprocess import Preprocess
 from .augment import AUGMENTS
@@ -99,12 +100,20 @@ def _model(options: TrainingOptions) -> tuple[CLIP, Preprocess]:
     if options.init != "scratch":
         name = options.model if options.init == "openai" else options.init
         return load(name, options.device, dtype=torch.float32)
-    if options.model not in MODELS:
-        raise ValueError(
-            f"model must be one of {', '.join(MODELS)}; got {options.model!r} (a checkpoint goes to --init)"
-        )
-    model = CLIP(**vars(MODELS[options.model])).to(find_device(options.device))
+    model = CLIP(**vars(_sizes(options.model))).to(find_device(options.device))
     return model, Preprocess(model.visual.input_resolution)
+
+
+def _sizes(model: str) -> CLIPConfig:
+    """The sizes of that name, or written in that file."""
+    if model in MODELS:
+        return MODELS[model]
+    if not model.endswith(".json"):
+        raise ValueError(f"model must be one of {', '.join(MODELS)}, or a .json file with sizes; got {model!r}")
+    try:
+        return CLIPConfig(**json.loads(Path(model).read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"{model}: expected a JSON object with the fields of CLIPConfig ({error})") from error
 
 
 def _parts(options: TrainingOptions, resolution: int) -> tuple[list[PairDataset], list[Captioned]]:

@@ -17,9 +17,13 @@ rename; and the log is cut back to what `last.pt` knows of.
 
 import logging
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import torch
 from torch.nn.utils import clip_grad_norm_
@@ -140,34 +144,43 @@ class Trainer:
     def run(self) -> None:
         """Train to the end, from wherever the run is.
 
+        Ctrl-C, or the system's request to end, stops the run once the step is done and saved; a second one does not
+        wait.
+
         Raises
         ------
         TrainingError
             If the loss or its gradient is no finite number. `last.pt` is from before.
         CheckpointError, OSError
             If something cannot be written. What was written before is intact.
+        KeyboardInterrupt
+            If the run was stopped from outside.
         """
         training_mode(self.model)
-        started, first = time.monotonic(), self.step
-        with tqdm(total=self.total, initial=self.step, unit="step", desc="training") as bar, self.log:
-            try:
-                while self.total is None or self.step < self.total:
-                    epoch, position = divmod(self.step, len(self.batches))
-                    for batch in self.batches.epoch(epoch, start=position):
-                        row = self.update(batch)
-                        row["samples_per_second"] = (
-                            len(batch.images) * (self.step - first) / (time.monotonic() - started)
-                        )
-                        self._report(row, batch, bar)
-                        if self.total is None and self.step - first >= STEPS_TO_KNOW_THE_SPEED:
-                            pace = (time.monotonic() - started) / (self.step - first)  # seconds a step
-                            self.total = bar.total = max(self.step, round(60 * self.options.minutes / pace))
-                        self._look_up()
-                        if self.step == self.total:
-                            break
-            except KeyboardInterrupt:
-                self.save()
-                raise
+        started, pairs, first = time.monotonic(), 0, self.step
+        bar = tqdm(total=self.total, initial=self.step, unit="step", desc="training")
+        with bar, self.log, _patience() as asked:
+            for batch in self._batches_to_come():
+                row = self.update(batch)
+                pairs += len(batch.images)
+                seconds = time.monotonic() - started
+                self._report({**row, "samples_per_second": pairs / seconds}, batch, bar)
+                if self.total is None and self.step - first == STEPS_TO_KNOW_THE_SPEED:
+                    steps = round(60 * self.options.minutes / seconds * STEPS_TO_KNOW_THE_SPEED)
+                    self.total = bar.total = max(self.step, steps)
+                self._look_up()
+                if asked:
+                    self.save()
+                    raise KeyboardInterrupt(f"stopped after step {self.step}, which is saved")
+
+    def _batches_to_come(self) -> Iterator[Batch]:
+        """The batches from here to the end; which these are follows from the number of steps done."""
+        while self.total is None or self.step < self.total:
+            epoch, position = divmod(self.step, len(self.batches))
+            for batch in self.batches.epoch(epoch, start=position):
+                yield batch
+                if self.step == self.total:
+                    return
 
     def _report(self, row: dict[str, float], batch: Batch, bar: tqdm) -> None:
         """One step into the log and onto the screen."""
@@ -242,6 +255,27 @@ class Trainer:
         self.log.cut(state["log_size"])
         for left_over in self.folder.glob(".*.part"):  # of a checkpoint that was being written when the run was killed
             left_over.unlink()
+
+
+@contextmanager
+def _patience() -> Iterator[list[int]]:
+    """Gather requests to stop instead of obeying them in the middle of something, but for the second one."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    if threading.current_thread() is not threading.main_thread():  # the only one that may handle signals
+        yield asked
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _refuse_half_precision(model: CLIP) -> None:
