@@ -32,7 +32,7 @@ __all__ = ["available_models", "count_tokens", "load", "save", "tokenize"]
 
 BICUBIC = Image.Resampling.BICUBIC
 
-_EMBEDDED = {"tiny": Path(__file__).parent / "weights" / "tiny.safetensors"}  # ours, small enough to come along
+EMBEDDED = {"tiny": Path(__file__).parent / "weights" / "tiny.safetensors"}  # ours, small enough to come along
 
 _transform = Preprocess
 _tokenizer = _Tokenizer()
@@ -40,7 +40,7 @@ _tokenizer = _Tokenizer()
 
 def available_models() -> list[str]:
     """Return the names that :func:`load` knows: the nine released models, and "tiny", which needs no download."""
-    return [*_MODELS, *_EMBEDDED]
+    return [*_MODELS, *EMBEDDED]
 
 
 def load(
@@ -227,8 +227,8 @@ def find_device(device: str | int | torch.device | None) -> torch.device:
 
 def _find(name: str | os.PathLike, download_root: str | os.PathLike | None, local_files_only: bool) -> str:
     """The path of the checkpoint: a released file, downloaded if need be, or the caller's own."""
-    if name in _EMBEDDED:
-        return os.fspath(_EMBEDDED[name])
+    if name in EMBEDDED:
+        return os.fspath(EMBEDDED[name])
     if name in _MODELS:
         return _download(_MODELS[name], download_root, local_files_only=local_files_only)
     path = os.fspath(name)

@@ -83,3 +83,8 @@ def test_the_released_models_pass(name, capsys):
     except clip.DownloadError as error:
         pytest.skip(f"the released file is not here: {error}")
     assert main(["verify", name, "--device", "cpu"]) == 0, capsys.readouterr().out
+
+
+def test_of_our_own_model_nothing_was_published(capsys):
+    assert main(["verify", "tiny"]) == 2
+    assert "docs/model_card.md" in capsys.readouterr().err

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..checkpoints.released import MODELS, DownloadError, download
-from ..clip import available_models, load
+from ..clip import EMBEDDED, available_models, load
 from ..model import CLIP
 from ..preprocess import ImageError, Preprocess, open_image
 from ..tasks.zero_shot import NONE_PROMPTS, TEMPLATE, Match, ZeroShotClassifier
@@ -190,6 +190,8 @@ def _as_table(path: str, matches: list[Match]) -> str:
 
 
 def _verify(options: argparse.Namespace) -> int:
+    if options.model in EMBEDDED:
+        raise CommandError(f"nothing was published about {options.model}, which is ours; see docs/model_card.md")
     try:
         model, preprocess = _load(options, local_files_only=not options.download)
     except CommandError as error:
