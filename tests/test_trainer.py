@@ -21,7 +21,7 @@ import clip
 from clip.checkpoints import CheckpointError
 from clip.checkpoints import files as checkpoint_files
 from clip.model import CLIP
-from clip.preprocess import Preprocess
+from clip.preprocess import ImageError, Preprocess
 from clip.training.data import Batches, Pair
 from clip.training.diagnosis import TrainingError
 from clip.training.log import read_log
@@ -185,6 +185,23 @@ def test_asked_twice_it_stops_at_once(tmp_path):
     assert not (tmp_path / "last.pt").exists()
 
 
+def test_bad_pictures_are_left_out_counted_and_listed_once(tmp_path, caplog):
+    class Torn(Squares):
+        def draw(self, index, rng):
+            if index in (3, 5):
+                raise ImageError(f"{index}.png: torn")
+            return super().draw(index, rng)
+
+    run = trainer(tmp_path, dataset=Torn(), steps=12)  # two epochs
+    run.run()
+    assert (tmp_path / "bad_pictures.txt").read_text().splitlines() in (
+        ["3.png: torn", "5.png: torn"],
+        ["5.png: torn", "3.png: torn"],
+    )
+    assert "2 bad pictures so far" in caplog.text
+    assert len(losses(tmp_path)) == 12
+
+
 def test_a_picture_that_is_no_number_stops_the_run_and_is_named(tmp_path):
     run = trainer(tmp_path, steps=6)
     update = run.update
@@ -218,6 +235,15 @@ def test_weights_that_are_no_numbers_are_named(tmp_path):
     run.model.ln_final.bias.data[3] = math.inf
     with pytest.raises(TrainingError, match=r"weight ln_final.bias already held"):
         run.run()
+
+
+def test_a_model_that_holds_no_numbers_is_not_saved_over_a_sound_one(tmp_path):
+    run = trainer(tmp_path, "rn", steps=4)
+    run.run()
+    run.model.visual.bn1.running_var[0] = math.inf
+    with pytest.raises(TrainingError, match=r"step 4: visual\.bn1\.running_var holds"):
+        run.save()
+    assert all(entry.isfinite().all() for entry in clip.load(tmp_path / "last.pt")[0].state_dict().values())
 
 
 def test_half_precision_weights_are_refused_with_the_reason(tmp_path):

@@ -9,6 +9,7 @@ losing what it learned.
         last.pt             weights, optimiser, schedule and random states, to go on from
         best.safetensors    the weights with the lowest validation loss
         curves.png          the log, drawn
+        bad_pictures.txt    what could not be read, if anything
 
 A run that is killed and resumed takes the very steps that it would have taken. The order of the data and everything
 that is drawn at random depend on the seed and the step alone; the rest is in `last.pt`, which is replaced by one
@@ -99,6 +100,7 @@ class Trainer:
         self.step = 0  # updates done
         self.total = _length(options, len(batches))  # None until a length in minutes is known in steps
         self.best = math.inf  # lowest validation loss so far
+        self.bad: set[str] = set()  # pictures that could not be read, and why
         self.log = RunLog(self.folder / "log.jsonl")
 
     def update(self, batch: Batch) -> dict[str, float]:
@@ -185,8 +187,11 @@ class Trainer:
     def _report(self, row: dict[str, float], batch: Batch, bar: tqdm) -> None:
         """One step into the log and onto the screen."""
         self.log.write(row)
-        for bad in batch.bad:
-            logger.warning("left out: %s", bad)
+        if new := sorted(set(batch.bad) - self.bad):
+            self.bad.update(new)
+            with (self.folder / "bad_pictures.txt").open("a", encoding="utf-8") as file:
+                file.writelines(f"{picture}\n" for picture in new)
+            logger.warning("%d bad pictures so far, left out; the last: %s", len(self.bad), new[-1])
         bar.set_postfix_str(
             f"loss {row['loss']:.3f} of {row['chance']:.2f}, scale {row['scale']:.1f}, "
             f"|g| {row['gradient_norm']:.2f}, {row['samples_per_second']:.0f} pairs/s",
@@ -212,7 +217,19 @@ class Trainer:
                 save(self.model, self.folder / "best.safetensors")
 
     def save(self) -> None:
-        """Write `last.pt`, which :meth:`resume` goes on from and `clip.load` reads as a model."""
+        """Write `last.pt`, which :meth:`resume` goes on from and `clip.load` reads as a model.
+
+        Raises
+        ------
+        TrainingError
+            If the model holds a number that is not finite; what was there before is left as it was.
+        CheckpointError
+            If it cannot be written; likewise.
+        """
+        weights = self.model.state_dict()
+        for name, entry in weights.items():
+            if not entry.isfinite().all():
+                raise TrainingError(f"step {self.step}: {name} holds a number that is not finite, so it is not saved")
         state = {
             "step": self.step,
             "total": self.total,
@@ -224,7 +241,7 @@ class Trainer:
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
         }
-        write_checkpoint(self.folder / "last.pt", config_of(self.model), self.model.state_dict(), state)
+        write_checkpoint(self.folder / "last.pt", config_of(self.model), weights, state)
 
     def resume(self) -> None:
         """Go back to where `last.pt` was written, log included.
