@@ -24,9 +24,9 @@ class RunLog:
         self._events_wanted, self._events, self._file = events, None, None
 
     def __enter__(self) -> "RunLog":
-        self._file = self.path.open("a", encoding="utf-8")
         if self._events_wanted:
             self._events = _summary_writer(self.path.parent)
+        self._file = self.path.open("a", encoding="utf-8")
         return self
 
     def __exit__(

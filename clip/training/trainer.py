@@ -101,7 +101,7 @@ class Trainer:
         self.total = _length(options, len(batches))  # None until a length in minutes is known in steps
         self.best = math.inf  # lowest validation loss so far
         self.bad: set[str] = set()  # pictures that could not be read, and why
-        self.log = RunLog(self.folder / "log.jsonl")
+        self.log = RunLog(self.folder / "log.jsonl", options.tensorboard)
 
     def update(self, batch: Batch) -> dict[str, float]:
         """Learn from one batch; return what the log keeps of it."""
@@ -121,7 +121,7 @@ class Trainer:
 
         # 3. a gradient that is too long is shortened; one that is no number would spoil every weight at once
         self.scaler.unscale_(self.optimizer)
-        norm = clip_grad_norm_(self.parameters, self.options.max_norm or math.inf)
+        norm = clip_grad_norm_(self.parameters, self.options.max_norm or math.inf)  # inf: measured, not shortened
         overflow = self.scaler.is_enabled() and loss.isfinite() and self.scaler.get_scale() > 1  # mended by step 4
         if not (loss.isfinite() and norm.isfinite()) and not overflow:
             raise TrainingError(

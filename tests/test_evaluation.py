@@ -1,0 +1,100 @@
+"""What a run is told about itself: figures of models whose answers are known beforehand."""
+
+import math
+
+import pytest
+import torch
+from conftest import TINY
+from PIL import Image
+from torch import nn
+
+import clip
+from clip.model import CLIP
+from clip.preprocess import Preprocess
+from clip.training.data import Captioned
+from clip.training.drawn import ABILITIES, COLOURS, KINDS, Question
+from clip.training.evaluation import classification, drawn_abilities, retrieval
+from clip.training.loss import clip_loss
+
+NAMES = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250)}
+
+
+class Colours(nn.Module):
+    """Knows three colours: a picture is where its strongest channel is, a text where the colour that it names is."""
+
+    context_length = 77
+
+    def __init__(self):
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.words = {clip.tokenize(name)[0, 1].item(): i for i, name in enumerate(NAMES)}
+
+    def encode_image(self, images):
+        return torch.eye(3)[images.mean(dim=(2, 3)).argmax(dim=1)]
+
+    def encode_text(self, tokens):
+        named = [[self.words[token] for token in row if token in self.words] for row in tokens.tolist()]
+        return torch.stack([torch.eye(3)[places].sum(dim=0) if places else torch.zeros(3) for places in named])
+
+
+@pytest.fixture
+def items(tmp_path):
+    """A plain picture of each colour, with two captions."""
+    for name, colour in NAMES.items():
+        Image.new("RGB", (32, 32), colour).save(tmp_path / f"{name}.png")
+    return [Captioned(str(tmp_path / f"{name}.png"), (f"a {name} wall", f"all {name}"), name, name) for name in NAMES]
+
+
+def test_a_model_that_knows_everything(items):
+    figures = retrieval(items, Preprocess(32), clip_loss, batch_size=8)(Colours())
+    assert figures["picture_to_text_R@1"] == figures["text_to_picture_R@1"] == 1
+    right = math.exp(10) / (math.exp(10) + 2)  # scale 10; two others at cosine 0
+    assert figures["validation_loss"] == pytest.approx(-math.log(right), rel=1e-2)
+
+
+def test_a_wrong_caption_counts_in_its_own_direction_only(items):
+    wrong = [items[0], Captioned(items[1].source, ("a green wall", "all blue"), "green", "green"), items[2]]
+    figures = retrieval(wrong, Preprocess(32), clip_loss, batch_size=8)(Colours())
+    assert figures["text_to_picture_R@1"] == pytest.approx(5 / 6)  # "all blue" finds the blue picture
+    assert figures["picture_to_text_R@1"] == pytest.approx(2 / 3)  # the blue one is as near to "all blue" as to its own
+
+
+def test_the_loss_is_over_batches_as_large_as_in_training(items):
+    many = retrieval(items * 2, Preprocess(32), clip_loss, batch_size=3)(Colours())
+    few = retrieval(items, Preprocess(32), clip_loss, batch_size=3)(Colours())
+    assert many["validation_loss"] == pytest.approx(few["validation_loss"], rel=1e-5)
+
+
+def test_pictures_that_cannot_be_read_are_left_out(items, tmp_path):
+    (tmp_path / "torn.png").write_bytes(b"\x89PNG torn")
+    torn = Captioned(str(tmp_path / "torn.png"), ("a red door",), "torn", "torn")
+    assert retrieval([*items, torn], Preprocess(32), clip_loss, 8)(Colours())["picture_to_text_R@1"] == 1
+    with pytest.raises(ValueError, match="none of the 1 pictures"):
+        retrieval([torn], Preprocess(32), clip_loss, 8)(Colours())
+
+
+def test_classes_are_told_apart_by_their_names(items):
+    classes = [
+        Captioned(item.source, (), "dark_red" if item.identity == "red" else item.identity, "") for item in items
+    ]
+    assert classification(classes, Preprocess(32), ["a {} wall"])(Colours()) == {"zero_shot_accuracy": 1}
+    classes[2] = Captioned(items[2].source, (), "green", "")
+    assert classification(classes, Preprocess(32), ["a {} wall"])(Colours())["zero_shot_accuracy"] == pytest.approx(
+        2 / 3
+    )
+
+
+@pytest.mark.parametrize("ability", ABILITIES)
+def test_who_guesses_is_right_as_often_as_chance(ability):
+    torch.manual_seed(0)
+    model = CLIP(**TINY["rn"]).eval()
+    chance = {"things": 1 / (len(KINDS) * len(COLOURS)), "counting": 1 / 5}.get(ability, 1 / 2)
+    share = drawn_abilities(Preprocess(64), 200, abilities=[ability])(model)[f"drawn_{ability}"]
+    assert abs(share - chance) < 4 * math.sqrt(chance * (1 - chance) / 200)
+
+
+def test_an_answer_is_the_caption_nearest_to_the_picture(monkeypatch):
+    asked = [Question(Image.new("RGB", (32, 32), NAMES[name]), [f"{n} wall" for n in NAMES], 1) for name in NAMES]
+    monkeypatch.setattr("clip.training.evaluation.questions", lambda *args: iter(asked))
+    figures = drawn_abilities(Preprocess(32), 3, abilities=["things"])(Colours())
+    assert figures == {"drawn_things": pytest.approx(1 / 3)}  # green, the second, is always said to be the answer
