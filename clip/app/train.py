@@ -19,8 +19,10 @@ GROUPS = {  # heading of the help: the options below it
     "max_norm",
     "what is seen and saved": "out evaluate_every save_every tensorboard device",
 }
+METAVARS = {int: "N", float: "X", str: "TEXT"} | dict.fromkeys(("images", "zero_shot", "out"), "FOLDER")
+METAVARS |= {"holdout": "FILE", "model": "MODEL", "init": "WEIGHTS", "device": "DEVICE"}
 EPILOG = """\
-CAPTIONS is one or more of
+what CAPTIONS may be, one or more of these:
   captions.csv, captions.txt    columns image and caption; several rows of one picture are its captions
   pairs.jsonl                   {"image_path": ..., "captions": [...]} a line
   annotations.json              COCO captions
@@ -79,7 +81,7 @@ def _add(group: argparse._ArgumentGroup, field: dataclasses.Field, kind: object)
         nargs="+" if many else None,
         choices=choices,
         default=default,
-        metavar=None if choices else value_type.__name__.upper(),
+        metavar=None if choices else METAVARS.get(field.name, METAVARS[value_type]),
         help=about,
     )
 

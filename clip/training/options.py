@@ -48,7 +48,7 @@ class TrainingOptions:
     init: str = _option("scratch", "scratch, openai (the released weights of MODEL), or a checkpoint's path")
     freeze: tuple[str, ...] = _option((), "towers that stay as they are", TOWERS)
     # length
-    epochs: float | None = _option(None, "passes over the data")
+    epochs: float | None = _option(None, "passes over the data (default: 32)")
     steps: int | None = _option(None, "updates, instead of epochs")
     minutes: float | None = _option(None, "rough length, instead of epochs: fixed as steps once the speed is known")
     # update
