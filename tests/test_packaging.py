@@ -64,6 +64,7 @@ def test_installed_as_a_wheel(checkout, tmp_path):
         archive.extractall(site)
     assert not [name for name in names if name.startswith(("tests/", "bpe_vocab/", "examples/"))]
     assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "clip").rglob("*.py")} <= set(names)
+    assert run(sys.executable, "-c", "import clip; print(clip.load('tiny')[1].transforms[0].size)", path=site) == ["64"]
     package, vocabulary, token = run(sys.executable, "-c", PROBE, path=site)
     assert package == str(site / "clip")
     assert Path(vocabulary).parent == site / "clip" / "bpe_vocab"
