@@ -50,6 +50,7 @@ def test_a_model_that_knows_everything(items):
     assert figures["picture_to_text_R@1"] == figures["text_to_picture_R@1"] == 1
     right = math.exp(10) / (math.exp(10) + 2)  # scale 10; two others at cosine 0
     assert figures["validation_loss"] == pytest.approx(-math.log(right), rel=1e-2)
+    assert figures["validation_chance"] == pytest.approx(math.log(3))
 
 
 def test_a_wrong_caption_counts_in_its_own_direction_only(items):
@@ -59,10 +60,47 @@ def test_a_wrong_caption_counts_in_its_own_direction_only(items):
     assert figures["picture_to_text_R@1"] == pytest.approx(2 / 3)  # the blue one is as near to "all blue" as to its own
 
 
-def test_the_loss_is_over_batches_as_large_as_in_training(items):
-    many = retrieval(items * 2, Preprocess(32), clip_loss, batch_size=3)(Colours())
-    few = retrieval(items, Preprocess(32), clip_loss, batch_size=3)(Colours())
-    assert many["validation_loss"] == pytest.approx(few["validation_loss"], rel=1e-5)
+@pytest.mark.parametrize(("copies", "sizes"), [(2, [4]), (4, [4, 4, 4]), (1, [3])])
+def test_the_loss_is_over_batches_as_large_as_in_training(items, copies, sizes):
+    seen = []
+
+    def loss(images, texts, scale, identities):
+        if images.shape == (len(images), 3):  # and not the one column of a model that tells nothing apart
+            seen.append(len(images))
+        return torch.tensor(float(len(seen)))
+
+    figures = retrieval(items * copies, Preprocess(32), loss, batch_size=4)(Colours())
+    assert seen == sizes  # six pictures are one batch of four, and two that are left out
+    assert figures["validation_loss"] == sum(range(1, len(sizes) + 1)) / len(sizes)
+
+
+def test_classes_in_order_are_shuffled_before_they_are_compared(items):
+    in_order = [item for item in items for _ in range(4)]
+    figures = retrieval(in_order, Preprocess(32), clip_loss, batch_size=4)(Colours())
+    assert figures["validation_loss"] < 0.8 * math.log(4)  # ln 4 is what four equal pictures cost
+
+
+def test_pictures_of_one_identity_may_find_each_other_s_captions(items):
+    red, green, blue = items
+    others = [Captioned(red.source, ("a green wall",), "red", "other"), green, blue]  # lies, but to a red picture
+    apart = [Captioned(red.source, ("a green wall",), "lie", "lie"), green, blue, red]
+    one = retrieval([*others, red], Preprocess(32), clip_loss, batch_size=8)(Colours())
+    assert one["picture_to_text_R@1"] == pytest.approx(3 / 4)  # both red ones find the truth; the green one is misled
+    two = retrieval(apart, Preprocess(32), clip_loss, batch_size=8)(Colours())
+    assert two["picture_to_text_R@1"] == pytest.approx(2 / 4)
+
+
+def test_a_model_is_left_as_it_was(items):
+    torch.manual_seed(0)
+    model = CLIP(**TINY["rn"]).eval()
+    before = {name: entry.clone() for name, entry in model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    retrieval(items, Preprocess(64), clip_loss, batch_size=3)(model)
+    drawn_abilities(Preprocess(64), 5)(model)
+    assert not any(module.training for module in model.modules())
+    assert all(torch.equal(entry, before[name]) for name, entry in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), random_state)
 
 
 def test_pictures_that_cannot_be_read_are_left_out(items, tmp_path):

@@ -42,6 +42,13 @@ def test_a_line_that_was_not_finished_is_left_out(tmp_path):
     assert [row["step"] for row in read_log(path)] == [1]
 
 
+def test_a_log_that_nobody_writes_to_leaves_no_file(tmp_path):
+    log = RunLog(tmp_path / "log.jsonl")
+    log.cut(0)
+    assert log.size == 0
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "evaluations",
     [[], [{"step": 5, "validation_loss": 2.0, "text_to_picture_R@1": 0.5}], [{"step": 5, "drawn_things": 0.1}]],
@@ -52,6 +59,16 @@ def test_curves_are_a_picture(tmp_path, evaluations):
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.width > 800
         assert len(picture.convert("RGB").getcolors(10**6)) > 20
+
+
+def test_an_evaluation_changes_the_picture(tmp_path):
+    pictures = []
+    for evaluations in ([], [{"step": 5, "validation_loss": 2.0}], [{"step": 5, "drawn_things": 0.1}]):
+        log = tmp_path / f"{len(pictures)}.jsonl"
+        write(log, [*map(step, range(1, 9)), *evaluations])
+        draw_curves(log, log.with_suffix(".png"))
+        pictures.append(log.with_suffix(".png").read_bytes())
+    assert len(set(pictures)) == 3
 
 
 def test_events_are_written_for_tensorboard(tmp_path):
@@ -65,7 +82,7 @@ def test_events_are_written_for_tensorboard(tmp_path):
 
 def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
     write(tmp_path / "log.jsonl", [step(1)])
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"matplotlib: pip install clip-from-scratch\[train\]"):
         draw_curves(tmp_path / "log.jsonl", tmp_path / "curves.png")
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)

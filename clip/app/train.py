@@ -21,6 +21,7 @@ GROUPS = {  # heading of the help: the options below it
 }
 METAVARS = {int: "N", float: "X", str: "TEXT"} | dict.fromkeys(("images", "zero_shot", "out"), "FOLDER")
 METAVARS |= {"holdout": "FILE", "model": "MODEL", "init": "WEIGHTS", "device": "DEVICE"}
+BY_HEART = 300  # updates within which one batch is learned, if all is well
 EPILOG = """\
 what CAPTIONS may be, one or more of these:
   captions.csv, captions.txt    columns image and caption; several rows of one picture are its captions
@@ -57,7 +58,7 @@ def add_train_command(commands: argparse._SubParsersAction) -> None:
         group = parser.add_argument_group(title)
         for name in names.split():
             _add(group, fields[name], types[name])
-    aid = parser.add_argument_group("going on, and first aid")
+    aid = parser.add_argument_group("going on, and first aid").add_mutually_exclusive_group()
     aid.add_argument("--resume", action="store_true", help="go on with the run in OUT, by the options saved there")
     aid.add_argument("--overfit-one-batch", action="store_true", help="learn a single batch by heart; writes nothing")
     aid.add_argument("--dry-run", action="store_true", help="try everything once; writes nothing")
@@ -88,12 +89,12 @@ def _add(group: argparse._ArgumentGroup, field: dataclasses.Field, kind: object)
 
 def _train(arguments: argparse.Namespace) -> int:
     try:
+        names = [field.name for field in dataclasses.fields(TrainingOptions)]
+        options = TrainingOptions(**{name: getattr(arguments, name) for name in names})
         if arguments.resume:
-            options = TrainingOptions.read(arguments.out)
-            options = dataclasses.replace(options, out=arguments.out)  # the folder may have been moved
-        else:
-            names = [field.name for field in dataclasses.fields(TrainingOptions)]
-            options = TrainingOptions(**{name: getattr(arguments, name) for name in names})
+            if options != TrainingOptions(out=options.out):
+                raise ValueError("--resume goes by the options saved in the run's folder; give it nothing but --out")
+            options = dataclasses.replace(TrainingOptions.read(options.out), out=options.out)  # it may have been moved
         if not options.captions:
             raise ValueError('say what to learn from: caption files, a folder of classes, or "drawn"')
         if arguments.dry_run:
@@ -101,7 +102,7 @@ def _train(arguments: argparse.Namespace) -> int:
         if arguments.overfit_one_batch:
             return _overfit(options)
         trainer = train(options, arguments.resume)
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
         raise CommandError(error) from error
     print(f'{trainer.step} steps; clip.load("{options.out}/best.safetensors") loads the result')
     return 0
@@ -111,7 +112,8 @@ def _dry_run(options: TrainingOptions) -> int:
     """Read, update, evaluate and time everything once."""
     trainer = prepare(options)
     parameters = sum(p.numel() for p in trainer.parameters)
-    print(f"model       {options.model}, {parameters:,} parameters to train, on {trainer.device}")
+    name = options.model if options.init in ("scratch", "openai") else options.init
+    print(f"model       {name}, {parameters:,} parameters to train, on {trainer.device}")
     print(f"pairs       {len(trainer.batches)} batches of {options.batch_size} an epoch")
     batches = trainer.batches.epoch(0)
     trainer.update(next(batches))  # the first is slower than all others
@@ -121,10 +123,10 @@ def _dry_run(options: TrainingOptions) -> int:
     row = trainer.update(batch)
     seconds = time.monotonic() - started
     print(f"one batch   {', '.join(repr(caption) for caption in batch.captions[:3])}, ...")
-    print(f"loss        {row['loss']:.3f}; guessing costs ln({len(batch.images)}) = {row['chance']:.3f}")
+    print(f"loss        {row['loss']:.3f}; guessing costs {row['chance']:.3f}")
     print(f"speed       {seconds:.2f} s a step, {read:.2f} s of it to read the pictures")
-    if trainer.total:
-        print(f"length      {trainer.total} steps, about {seconds * trainer.total / 60:.0f} minutes")
+    steps = trainer.total or round(60 * options.minutes / seconds)
+    print(f"length      {steps} steps, about {_duration(seconds * steps)}")
     if trainer.evaluate:
         figures = trainer.evaluate(trainer.model.eval())
         print("evaluation  " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
@@ -132,16 +134,25 @@ def _dry_run(options: TrainingOptions) -> int:
     return 0
 
 
+def _duration(seconds: float) -> str:
+    """A length of time in the unit that suits it."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
 def _overfit(options: TrainingOptions) -> int:
     """Learn one batch until it is known by heart, or until it is clear that this does not happen."""
-    trainer = prepare(dataclasses.replace(options, steps=300, epochs=None, minutes=None, warmup=20))
+    trainer = prepare(dataclasses.replace(options, steps=BY_HEART, epochs=None, minutes=None, warmup=20))
     batch = next(trainer.batches.epoch(0))
-    for _ in range(300):
+    for _ in range(BY_HEART):
         row = trainer.update(batch)
-        if row["step"] % 20 == 0 or row["step"] == 1:
+        learned = row["loss"] < 0.05 * row["chance"]
+        if row["step"] == 1 or row["step"] % 10 == 0 or learned:
             bar = "█" * math.ceil(40 * min(1, row["loss"] / row["chance"]))
             print(f"step {row['step']:4}  loss {row['loss']:7.4f} of {row['chance']:.2f}  {bar}", flush=True)
-        if row["loss"] < 0.05 * row["chance"]:
+        if learned:
             print("learned by heart: model, loss and optimiser work; nothing was written")
             return 0
     print(

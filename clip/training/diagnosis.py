@@ -15,7 +15,7 @@ class TrainingError(RuntimeError):
     """A run that cannot go on, and why."""
 
 
-def first_non_finite(model: CLIP, batch: Batch, autocast: torch.dtype | None = None) -> str:
+def first_non_finite(model: CLIP, batch: Batch, chunk: int | None = None, autocast: torch.dtype | None = None) -> str:
     """Say where the first NaN or infinity of a batch comes from.
 
     Looked for in the order of the computation: the weights, the pictures, then every layer of both towers, in order,
@@ -27,6 +27,8 @@ def first_non_finite(model: CLIP, batch: Batch, autocast: torch.dtype | None = N
         As it was when the loss was computed, with the gradients of that loss.
     batch : Batch
         The batch it was computed on.
+    chunk : int, optional
+        How many pairs the towers took at once, if not all.
     autocast : torch.dtype, optional
         What the towers' matrix products were computed in.
     """
@@ -51,8 +53,9 @@ def first_non_finite(model: CLIP, batch: Batch, autocast: torch.dtype | None = N
     handles = [module.register_forward_hook(look(name)) for name, module in model.named_modules() if name]
     try:
         with torch.no_grad(), torch.autocast(device.type, autocast) if autocast else nullcontext():
-            images = model.encode_image(batch.images.to(device))
-            texts = model.encode_text(batch.tokens.to(device))
+            size = chunk or len(batch.images)
+            images = torch.cat([model.encode_image(part.to(device)) for part in batch.images.split(size)])
+            texts = torch.cat([model.encode_text(part.to(device)) for part in batch.tokens.split(size)])
     finally:
         for handle in handles:
             handle.remove()
@@ -64,9 +67,12 @@ def first_non_finite(model: CLIP, batch: Batch, autocast: torch.dtype | None = N
                 f"In the {what} tower {layer} is the first whose output is not finite, for {_pair(batch, bad[0])}"
                 + (f" and {len(bad) - 1} more of the batch." if len(bad) > 1 else ".")
             )
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None and not parameter.grad.isfinite().all():
-            return f"Both towers are finite; the gradient of {name} is not. Try a smaller learning rate, or bfloat16."
+    wrong = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    if wrong:  # the backward pass comes from the end, so what lies nearest to it is where it began
+        return (
+            f"Both towers are finite; the gradients of {len(wrong)} weights are not, the last of them {wrong[-1]}. Try "
+            "a smaller learning rate, or bfloat16."
+        )
     return "Both towers and the gradients are finite, so it is the loss itself: look at logit_scale."
 
 

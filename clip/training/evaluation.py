@@ -3,6 +3,7 @@
 Source: retrieval as in Radford et al. (2103.00020) Table 13, zero-shot classification as in §3.1.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
@@ -22,16 +23,20 @@ __all__ = ["classification", "drawn_abilities", "retrieval"]
 
 BATCH = 256  # in a tower at once
 
+logger = logging.getLogger(__name__)
+
 Evaluation = Callable[[CLIP], dict[str, float]]
 
 
 def retrieval(items: Sequence[Captioned], preprocess: Preprocess, loss: Loss, batch_size: int) -> Evaluation:
     """The loss on pictures that were kept back, and recall at 1, 5 and 10 among all of them, in both directions.
 
-    Every caption of a picture asks for it, and a picture may find any of its captions. The loss is over batches of
-    `batch_size` pictures with their first captions, and so to be compared with the training loss.
+    Every caption of a picture asks for it, and a picture may find any of its captions. The loss is over whole batches
+    of `batch_size` pictures with their first captions, shuffled once, and so to be compared with the training loss;
+    unless fewer pictures were kept than that, which makes it easier.
     """
 
+    @torch.no_grad()
     def evaluate(model: CLIP) -> dict[str, float]:
         readable, images = _embed_pictures(model, items, preprocess)
         texts = [caption for item in readable for caption in item.captions]
@@ -40,13 +45,17 @@ def retrieval(items: Sequence[Captioned], preprocess: Preprocess, loss: Loss, ba
         identities = _numbers([item.identity for item in readable])
         right = identities[:, None] == identities[owner][None, :]  # (pictures, captions)
 
-        first = torch.tensor([int((owner == i).nonzero()[0]) for i in range(len(readable))])
+        counts = torch.tensor([len(item.captions) for item in readable])
+        first = counts.cumsum(0) - counts  # where each picture's captions begin
         scale = model.logit_scale.exp().cpu()
-        parts = torch.arange(len(readable)).split(batch_size)
-        losses = [loss(images[part], captions[first[part]], scale, identities[part]) * len(part) for part in parts]
+        shuffled = torch.randperm(len(readable), generator=torch.Generator().manual_seed(0))
+        parts = shuffled.split(batch_size)[: max(1, len(readable) // batch_size)]
+        losses = [loss(images[part], captions[first[part]], scale, identities[part]) for part in parts]
 
         similarities = F.normalize(images, dim=-1) @ F.normalize(captions, dim=-1).T
-        figures = {"validation_loss": (sum(losses) / len(readable)).item()}
+        same = torch.ones(len(parts[0]), 1)
+        guessed = loss(same, same, torch.ones(()), identities[parts[0]])  # what telling nothing apart would cost
+        figures = {"validation_loss": (sum(losses) / len(losses)).item(), "validation_chance": guessed.item()}
         for k, recall in recall_at_k(similarities, right).items():
             figures[f"picture_to_text_R@{k}"] = recall
         for k, recall in recall_at_k(similarities.T, right.T).items():
@@ -122,7 +131,8 @@ def _embed_pictures(
         for item in items[start : start + BATCH]:
             try:
                 pictures.append(preprocess(item.open()))
-            except ImageError:
+            except (ImageError, ValueError) as error:  # unreadable, or of a shape that cannot be resized
+                logger.warning("left out of the evaluation: %s: %s", item.source, error)
                 continue
             readable.append(item)
         if pictures:

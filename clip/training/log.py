@@ -1,6 +1,7 @@
 """What a run says of itself: one JSON object a line, and a picture of it at the end."""
 
 import json
+import math
 import os
 from pathlib import Path
 from types import TracebackType
@@ -37,13 +38,30 @@ class RunLog:
             self._events.close()
 
     def write(self, row: dict[str, float]) -> None:
-        """Add a line; it is with the operating system when this returns. `row` has its "step"."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        """Add a line; it is with the operating system when this returns. `row` has its "step".
+
+        What is no number, as the gradient of a step that overflowed in float16, is written as null.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written, naming the file.
+        """
+        numbers = {name: value if math.isfinite(value) else None for name, value in row.items()}
+        try:
+            self._file.write(json.dumps(numbers) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}; what was saved before is intact", str(self.path)) from error
         if self._events:
             for name, value in row.items():
                 if name != "step":
                     self._events.add_scalar(name, value, row["step"])
+
+    def flush(self) -> None:
+        """Bring what was written onto the disk."""
+        if self._file:
+            os.fsync(self._file.fileno())
 
     @property
     def size(self) -> int:
@@ -92,27 +110,26 @@ def draw_curves(log: str | os.PathLike, picture: str | os.PathLike) -> None:
         If matplotlib is not installed.
     """
     try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
+        from matplotlib.figure import Figure  # pyplot would want a screen
     except ImportError as error:
         raise ImportError("the picture of the curves needs matplotlib: pip install clip-from-scratch[train]") from error
 
     rows = read_log(log)
     steps = [row for row in rows if "loss" in row]
     evaluations = [row for row in rows if "loss" not in row]
-    names = sorted({name for row in evaluations for name in row} - {"step", "validation_loss"})
+    names = sorted({name for row in evaluations for name in row} - {"step", "validation_loss", "validation_chance"})
 
-    figure, axes = pyplot.subplots(2, 2, figsize=(11, 7), constrained_layout=True)
-    loss, scores, scale, gradient = axes.flat
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    loss, scores, scale, gradient = figure.subplots(2, 2).flat
     at = [row["step"] for row in steps]
-    loss.plot(at, [row["chance"] for row in steps], "--", color="grey", label="ln(batch): nothing learned")
+    loss.plot(at, [row["chance"] for row in steps], "--", color="grey", label="nothing learned")
     loss.plot(at, [row["loss"] for row in steps], alpha=0.25, color="tab:blue")
     loss.plot(at, _smooth([row["loss"] for row in steps]), color="tab:blue", label="training, smoothed")
     held = [(row["step"], row["validation_loss"]) for row in evaluations if "validation_loss" in row]
     if held:
         loss.plot(*zip(*held, strict=True), "o-", markersize=3, color="tab:orange", label="validation")
+        guessed = [(row["step"], row["validation_chance"]) for row in evaluations if "validation_chance" in row]
+        loss.plot(*zip(*guessed, strict=True), ":", color="tab:orange", label="validation, nothing learned")
     loss.set(title="loss", xlabel="step", ylim=(0, None))
     loss.legend()
 
@@ -125,12 +142,11 @@ def draw_curves(log: str | os.PathLike, picture: str | os.PathLike) -> None:
 
     scale.plot(at, [row["scale"] for row in steps])
     scale.set(title="scale, exp(logit_scale)", xlabel="step")
-    gradient.plot(at, [row["gradient_norm"] for row in steps], linewidth=0.7)
+    gradient.plot(at, [row["gradient_norm"] or math.nan for row in steps], linewidth=0.7)
     gradient.set(title="gradient norm", xlabel="step", yscale="log")
-    for axis in axes.flat:
+    for axis in figure.axes:
         axis.grid(alpha=0.3)
     figure.savefig(picture, dpi=110)
-    pyplot.close(figure)
 
 
 def _smooth(values: list[float], keep: float = 0.95) -> list[float]:

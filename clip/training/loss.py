@@ -7,7 +7,8 @@ Source: Radford et al. (2103.00020) §2.3, Fig. 3; §2.5 for the cap on the scal
        logits = scale · I Tᵀ  (N, N)                    row i: picture i beside every caption
        clip_loss = ½ · (cross entropy of rows + cross entropy of columns), the right answer on the diagonal
 
-A model that cannot tell pictures apart puts 1/N on every answer, so its loss is ln N: the line of not learning.
+A model that cannot tell pictures apart puts 1/N on every answer, so its loss is ln N: the line of not learning. (Where
+several answers are right it hits one of them more often, and the line is lower.)
 
 Three losses, one signature: ``loss(image_features, text_features, scale, identities)``. `scale` is what the cosines are
 multiplied by, ``logit_scale.exp()``. `identities` (N,) holds one number for each pair; pairs of the same number match

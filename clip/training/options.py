@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..checkpoints.files import replacing
 from .loss import LOSSES, MAX_SCALE
 from .optimizer import TOWERS
 
@@ -56,7 +57,7 @@ class TrainingOptions:
     chunk: int | None = _option(None, "pairs embedded at once, if the batch does not fit into memory")
     checkpointing: bool = _option(False, "compute activations twice instead of keeping them")
     precision: str = _option("float32", "of the matrix products while training", ("float32", "bfloat16", "float16"))
-    loss: str = _option("clip", "what to minimise", tuple(LOSSES))
+    loss: str = _option("clip", "what to minimise (soft-target wants --scale 1)", tuple(LOSSES))
     scale: float | None = _option(None, "fix what cosines are multiplied by, instead of learning it")
     max_scale: float = _option(MAX_SCALE, "cap of the learned scale")
     lr: float = _option(5e-4, "learning rate at its top")
@@ -64,7 +65,7 @@ class TrainingOptions:
     text_lr: float | None = _option(None, "the text tower's own")
     warmup: int = _option(200, "steps up to the top learning rate")
     weight_decay: float = _option(0.2, "on matrices")
-    max_norm: float | None = _option(1.0, "cap of the gradient's length (0: none)")
+    max_norm: float = _option(1.0, "cap of the gradient's length; 0 is none")
     # seen and saved
     evaluate_every: int = _option(500, "steps between evaluations")
     save_every: int = _option(500, "steps between checkpoints")
@@ -81,10 +82,14 @@ class TrainingOptions:
             raise ValueError(
                 f"batch_size must be at least 2, since pairs are compared with each other; got {self.batch_size}"
             )
-        for name in ("epochs", "steps", "minutes", "chunk", "scale", "max_scale", "lr", "evaluate_every", "save_every"):
+        positive = "epochs steps minutes chunk scale max_scale lr image_lr text_lr evaluate_every save_every"
+        for name in positive.split():
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
+        for name in ("warmup", "weight_decay", "max_norm", "workers"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.validation < 1:
             raise ValueError(f"validation is a share of the pictures, from 0 to below 1; got {self.validation}")
         for option in dataclasses.fields(self):
@@ -98,7 +103,8 @@ class TrainingOptions:
     def save(self, folder: str | Path) -> None:
         """Write the options into a run's folder."""
         text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
-        (Path(folder) / FILE).write_text(text + "\n", encoding="utf-8")
+        with replacing(Path(folder) / FILE) as file:
+            file.write(text.encode() + b"\n")
 
     @classmethod
     def read(cls, folder: str | Path) -> "TrainingOptions":

@@ -7,7 +7,9 @@ TrainingOptions
 Trainer.run()
 """
 
+import dataclasses
 import json
+import math
 import warnings
 from pathlib import Path
 
@@ -30,6 +32,7 @@ __all__ = ["DRAWN", "MODELS", "prepare", "train"]
 
 DRAWN = "drawn"  # in place of a caption file: pictures drawn on the spot
 SCENES_AN_EPOCH = 50_000
+FEWEST_KEPT, MOST_KEPT = 5, 5000  # pictures for validation; of more, some are looked at
 MODELS = {**RELEASED, "tiny": TINY}
 
 
@@ -54,13 +57,15 @@ def train(options: TrainingOptions, resume: bool = False) -> Trainer:
         If something needed is not there, does not fit together, cannot be written, or is no number any more.
     """
     folder = Path(options.out)
-    if not resume and (folder / "log.jsonl").exists():
+    if not resume and (folder / "last.pt").exists():
         raise ValueError(f"{folder} already holds a run; resume it, or choose another folder with --out")
-    trainer = prepare(options)
+    # A resumed run needs nothing but its folder: what it once started from may be gone.
+    trainer = prepare(dataclasses.replace(options, init=str(folder / "last.pt")) if resume else options)
     folder.mkdir(parents=True, exist_ok=True)
     if resume:
         trainer.resume()
     else:
+        trainer.log.cut(0)  # of a run that ended before there was anything to go on from
         options.save(folder)
     trainer.run()
     try:
@@ -72,7 +77,6 @@ def train(options: TrainingOptions, resume: bool = False) -> Trainer:
 
 def prepare(options: TrainingOptions) -> Trainer:
     """Put together the model, the pairs and the evaluations of a run, without training or writing anything."""
-    torch.manual_seed(options.seed)
     model, preprocess = _model(options)
     parts, kept = _parts(options, model.visual.input_resolution)
     pairs = parts[0] if len(parts) == 1 else Mixed(parts, options.shares or [len(part) for part in parts])
@@ -81,7 +85,13 @@ def prepare(options: TrainingOptions) -> Trainer:
         raise ValueError(f"there are {len(pairs)} pictures to learn from, fewer than one batch of {options.batch_size}")
 
     evaluations: list[Evaluation] = []
+    if 0 < len(kept) < FEWEST_KEPT:
+        raise ValueError(
+            f"validation {options.validation} keeps only {len(kept)} pictures, too few to judge by; give a larger "
+            "share, or 0 to do without"
+        )
     if kept:
+        kept = kept[:: math.ceil(len(kept) / MOST_KEPT)]
         evaluations.append(retrieval(kept, preprocess, LOSSES[options.loss], options.batch_size))
     if options.zero_shot:
         items = read_captions(options.zero_shot, templates=options.templates)
@@ -97,11 +107,16 @@ def prepare(options: TrainingOptions) -> Trainer:
 
 def _model(options: TrainingOptions) -> tuple[CLIP, Preprocess]:
     """The model to train, float32 on its device, and the preprocessing that goes with it."""
+    if options.init == "openai" and options.model not in RELEASED:
+        raise ValueError(f"openai released {', '.join(RELEASED)}; got {options.model!r}")
     if options.init != "scratch":
         name = options.model if options.init == "openai" else options.init
         return load(name, options.device, dtype=torch.float32)
-    model = CLIP(**vars(_sizes(options.model))).to(find_device(options.device))
-    return model, Preprocess(model.visual.input_resolution)
+    sizes = _sizes(options.model)
+    with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it is
+        torch.default_generator.manual_seed(options.seed)
+        model = CLIP(**vars(sizes))
+    return model.to(find_device(options.device)), Preprocess(model.visual.input_resolution)
 
 
 def _sizes(model: str) -> CLIPConfig:
@@ -121,17 +136,24 @@ def _parts(options: TrainingOptions, resolution: int) -> tuple[list[PairDataset]
     parts: list[PairDataset] = []
     kept: list[Captioned] = []
     augment = None if options.augment == "none" else AUGMENTS[options.augment](resolution)
+    listed = Path(options.holdout).read_text(encoding="utf-8").splitlines() if options.holdout else []
+    held = {line.strip() for line in listed} - {""}
+    unseen = set(held)
     for source in options.captions:
         if source == DRAWN:
             parts.append(DrawnWorld(SCENES_AN_EPOCH, resolution, options.twins))
             continue
         items = read_captions(source, options.images, options.templates)
-        if options.holdout:
-            held = set(Path(options.holdout).read_text(encoding="utf-8").split())
-            items = [item for item in items if item.identity not in held]
+        unseen -= {item.identity for item in items}
+        items = [item for item in items if item.identity not in held]
         learn, validate = split(items, options.validation, options.seed)
         if not learn:
             raise ValueError(f"{source}: nothing is left to learn from after validation and holdout")
         parts.append(CaptionedPictures(learn, augment))
         kept += validate
+    if unseen:  # held out by another name, they would be learned from
+        raise ValueError(
+            f"{options.holdout}: {len(unseen)} of {len(held)} ids belong to no picture, such as {min(unseen)!r}; "
+            "expected one id a line, as in the captions' column id"
+        )
     return parts, kept

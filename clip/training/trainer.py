@@ -18,6 +18,7 @@ rename; and the log is cut back to what `last.pt` knows of.
 
 import logging
 import math
+import pickle
 import signal
 import threading
 import time
@@ -27,7 +28,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
 from ..checkpoints import write_checkpoint
@@ -44,7 +45,9 @@ from .options import TrainingOptions
 __all__ = ["Trainer"]
 
 AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-STEPS_TO_KNOW_THE_SPEED = 20  # after which a length in minutes becomes one in steps
+STEPS_TO_WARM_UP, STEPS_TO_KNOW_THE_SPEED = 5, 20  # between which it is measured how long a step takes
+BAD_PICTURES = "bad_pictures.txt"
+PATIENCE = 300  # seconds without a checkpoint, at most
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +105,7 @@ class Trainer:
         self.best = math.inf  # lowest validation loss so far
         self.bad: set[str] = set()  # pictures that could not be read, and why
         self.log = RunLog(self.folder / "log.jsonl", options.tensorboard)
+        training_mode(model)
 
     def update(self, batch: Batch) -> dict[str, float]:
         """Learn from one batch; return what the log keeps of it."""
@@ -121,27 +125,35 @@ class Trainer:
 
         # 3. a gradient that is too long is shortened; one that is no number would spoil every weight at once
         self.scaler.unscale_(self.optimizer)
-        norm = clip_grad_norm_(self.parameters, self.options.max_norm or math.inf)  # inf: measured, not shortened
+        norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         overflow = self.scaler.is_enabled() and loss.isfinite() and self.scaler.get_scale() > 1  # mended by step 4
         if not (loss.isfinite() and norm.isfinite()) and not overflow:
             raise TrainingError(
                 f"step {self.step + 1}: loss {loss.item():.4g}, gradient norm {norm.item():.4g}. "
-                + first_non_finite(self.model, batch, self.autocast)
+                + first_non_finite(self.model, batch, self.options.chunk, self.autocast)
             )
+        if self.options.max_norm and norm.isfinite():
+            clip_grads_with_norm_(self.parameters, self.options.max_norm, norm)
 
         # 4. the step
         self.scaler.step(self.optimizer)  # left out where the gradient overflowed in float16
         self.scaler.update()
-        clip_scale_(self.model.logit_scale, self.options.max_scale)
+        if self.model.logit_scale.requires_grad:
+            clip_scale_(self.model.logit_scale, self.options.max_scale)
         self.step += 1
         return {
             "step": self.step,
             "loss": loss.item(),
-            "chance": math.log(len(images)),
+            "chance": self._chance(identities),
             "scale": self.model.logit_scale.exp().item(),
             "gradient_norm": norm.item(),
-            "lr": share * self.options.lr,
+            "lr": max(group["lr"] for group in self.optimizer.param_groups),
         }
+
+    def _chance(self, identities: torch.Tensor) -> float:
+        """The loss of a model that tells nothing apart: ln(batch), or less where several answers are right."""
+        same = torch.ones(len(identities), 1, device=identities.device)
+        return self.loss(same, same, same.new_ones(()), identities).item()
 
     def run(self) -> None:
         """Train to the end, from wherever the run is.
@@ -158,21 +170,30 @@ class Trainer:
         KeyboardInterrupt
             If the run was stopped from outside.
         """
-        training_mode(self.model)
         started, pairs, first = time.monotonic(), 0, self.step
+        steady = saved = started
         bar = tqdm(total=self.total, initial=self.step, unit="step", desc="training")
         with bar, self.log, _patience() as asked:
             for batch in self._batches_to_come():
+                if self.step == 0:
+                    self.save()  # from now on there is something to go on from
                 row = self.update(batch)
                 pairs += len(batch.images)
-                seconds = time.monotonic() - started
-                self._report({**row, "samples_per_second": pairs / seconds}, batch, bar)
+                now = time.monotonic()
+                self._report({**row, "samples_per_second": pairs / (now - started)}, batch, bar)
+                if self.step - first == STEPS_TO_WARM_UP:
+                    steady = now
                 if self.total is None and self.step - first == STEPS_TO_KNOW_THE_SPEED:
-                    steps = round(60 * self.options.minutes / seconds * STEPS_TO_KNOW_THE_SPEED)
-                    self.total = bar.total = max(self.step, steps)
-                self._look_up()
-                if asked:
+                    pace = (now - steady) / (STEPS_TO_KNOW_THE_SPEED - STEPS_TO_WARM_UP)  # seconds a step
+                    left = 60 * self.options.minutes - (now - started)
+                    self.total = bar.total = self.step + max(0, round(left / pace))
+                if self.step == self.total or self.step % self.options.evaluate_every == 0:
+                    self._look_up()
+                due = self.step % self.options.save_every == 0 or now - saved > PATIENCE
+                if due or asked or self.step == self.total:
                     self.save()
+                    saved = time.monotonic()
+                if asked and self.step != self.total:
                     raise KeyboardInterrupt(f"stopped after step {self.step}, which is saved")
 
     def _batches_to_come(self) -> Iterator[Batch]:
@@ -189,7 +210,7 @@ class Trainer:
         self.log.write(row)
         if new := sorted(set(batch.bad) - self.bad):
             self.bad.update(new)
-            with (self.folder / "bad_pictures.txt").open("a", encoding="utf-8") as file:
+            with (self.folder / BAD_PICTURES).open("a", encoding="utf-8") as file:
                 file.writelines(f"{picture}\n" for picture in new)
             logger.warning("%d bad pictures so far, left out; the last: %s", len(self.bad), new[-1])
         bar.set_postfix_str(
@@ -200,21 +221,29 @@ class Trainer:
         bar.update()
 
     def _look_up(self) -> None:
-        """Evaluate and save where it is time to."""
-        done = self.step == self.total
-        if self.evaluate and (done or self.step % self.options.evaluate_every == 0):
+        """Evaluate, and keep the weights if they are the best so far; without a validation loss the last are."""
+        self._check_finite()
+        figures = {}
+        if self.evaluate:
             self.model.eval()
             figures = self.evaluate(self.model)
             training_mode(self.model)
             self.log.write({"step": self.step, **figures})
             tqdm.write(f"step {self.step}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
-            if figures.get("validation_loss", -math.inf) < self.best:
-                self.best = figures.get("validation_loss", math.inf)
-                save(self.model, self.folder / "best.safetensors")
-        if done or self.step % self.options.save_every == 0:
-            self.save()
-            if not self.evaluate:
-                save(self.model, self.folder / "best.safetensors")
+            for name, value in figures.items():
+                if not math.isfinite(value):
+                    raise TrainingError(f"step {self.step}: {name} is {value}, though the weights are finite")
+        if "validation_loss" in figures:
+            if figures["validation_loss"] >= self.best:
+                return
+            self.best = figures["validation_loss"]
+        save(self.model, self.folder / "best.safetensors")
+
+    def _check_finite(self) -> None:
+        """Raise a TrainingError if the model, statistics of BatchNorms included, holds what is no number."""
+        for name, entry in self.model.state_dict().items():
+            if not entry.isfinite().all():
+                raise TrainingError(f"step {self.step}: {name} holds a number that is not finite, so it is not saved")
 
     def save(self) -> None:
         """Write `last.pt`, which :meth:`resume` goes on from and `clip.load` reads as a model.
@@ -226,10 +255,8 @@ class Trainer:
         CheckpointError
             If it cannot be written; likewise.
         """
-        weights = self.model.state_dict()
-        for name, entry in weights.items():
-            if not entry.isfinite().all():
-                raise TrainingError(f"step {self.step}: {name} holds a number that is not finite, so it is not saved")
+        self._check_finite()
+        self.log.flush()  # what `last.pt` knows of is on the disk before it
         state = {
             "step": self.step,
             "total": self.total,
@@ -239,9 +266,9 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
-        write_checkpoint(self.folder / "last.pt", config_of(self.model), weights, state)
+        write_checkpoint(self.folder / "last.pt", config_of(self.model), self.model.state_dict(), state)
 
     def resume(self) -> None:
         """Go back to where `last.pt` was written, log included.
@@ -255,7 +282,7 @@ class Trainer:
         try:
             saved = torch.load(path, map_location=self.device, weights_only=True)
             state = saved["training"]
-        except (OSError, KeyError, TypeError, RuntimeError) as error:
+        except (OSError, EOFError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
             raise TrainingError(f"{path}: cannot go on from here ({error})") from error
         if state["batches"] != self.batches.fingerprint:
             raise TrainingError(
@@ -268,8 +295,14 @@ class Trainer:
         self.step, self.total, self.best = state["step"], state["total"], state["best"]
         torch.set_rng_state(state["random"].cpu())
         if self.device.type == "cuda":
-            torch.cuda.set_rng_state_all([random.cpu() for random in state["random_cuda"]])
+            torch.cuda.set_rng_state(state["random_cuda"].cpu(), self.device)
+        if self.log.size < state["log_size"]:
+            raise TrainingError(
+                f"{self.log.path} is shorter than it was when {path} was written; it cannot be continued"
+            )
         self.log.cut(state["log_size"])
+        if (listed := self.folder / BAD_PICTURES).exists():
+            self.bad = set(listed.read_text(encoding="utf-8").splitlines())
         for left_over in self.folder.glob(".*.part"):  # of a checkpoint that was being written when the run was killed
             left_over.unlink()
 
