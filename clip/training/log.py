@@ -150,9 +150,9 @@ def draw_curves(log: str | os.PathLike, picture: str | os.PathLike) -> None:
 
 
 def _smooth(values: list[float], keep: float = 0.95) -> list[float]:
-    """An exponential running mean."""
-    smoothed, mean = [], values[0] if values else 0.0
-    for value in values:
+    """An exponential running mean, over as many values as there have been at the start."""
+    smoothed, mean = [], 0.0
+    for count, value in enumerate(values, 1):
         mean = keep * mean + (1 - keep) * value
-        smoothed.append(mean)
+        smoothed.append(mean / (1 - keep**count))
     return smoothed
