@@ -216,3 +216,9 @@ def test_drawings_are_learned_from_by_the_next_command(tmp_path):
     command = ["train", str(tmp_path / "drawings" / "captions.csv"), "--model", "small", "--batch-size", "4"]
     assert main([*command, "--validation", "0", "--steps", "2", "--out", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "best.safetensors").exists()
+
+
+def test_a_size_too_small_to_see_anything_leaves_no_folder_behind(tmp_path, capsys):
+    assert main(["draw", "--size", "4", "-o", str(tmp_path / "drawings")]) == 2
+    assert "at least 16 pixels" in capsys.readouterr().err
+    assert not (tmp_path / "drawings").exists()

@@ -233,3 +233,22 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(table, tmp
     with pytest.raises((ValueError, RuntimeError), match=message):
         train(options(table, tmp_path / "run", **change))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_curves_of_a_run_that_stopped_are_drawn_too(table, tmp_path, monkeypatch):
+    update = run.Trainer.update
+
+    def stop_at_the_third(self, batch):
+        if self.step == 2:
+            raise MemoryError
+        return update(self, batch)
+
+    monkeypatch.setattr(run.Trainer, "update", stop_at_the_third)
+    with pytest.raises(MemoryError):
+        train(options(table, tmp_path / "run"))
+    assert (tmp_path / "run" / "curves.png").exists()
+
+
+def test_a_warm_up_longer_than_half_the_run_is_mentioned(table, tmp_path, caplog):
+    prepare(options(table, tmp_path / "run", warmup=200))
+    assert "the warm-up of 200 steps takes most of this run of 3" in caplog.text

@@ -350,8 +350,7 @@ def draw_scene(scene: Scene, rng: random.Random, resolution: int) -> Image.Image
     PIL.Image.Image
         RGB.
     """
-    if resolution < 16:
-        raise ValueError(f"expected a resolution of at least 16 pixels, got {resolution}")
+    _check_resolution(resolution)
     shades = [_shade(thing.colour, rng) for thing in scene.things]
     canvas, ground = _ground(scene.background, shades, resolution * SUPERSAMPLING, rng)
     behind = [ground, ground] if scene.relation != "inside" else [[*ground, shades[1]], ground]
@@ -360,6 +359,12 @@ def draw_scene(scene: Scene, rng: random.Random, resolution: int) -> Image.Image
     for shape, number in _composed(scene, rng):
         _paint(draw, shape, pens[number], canvas.width)
     return canvas.reduce(SUPERSAMPLING)
+
+
+def _check_resolution(resolution: int) -> None:
+    """Refuse a side too small for anything to be seen."""
+    if resolution < 16:
+        raise ValueError(f"expected a resolution of at least 16 pixels, got {resolution}")
 
 
 class _Shape:
@@ -699,6 +704,7 @@ def write_folder(
     """
     if count < 1:
         raise ValueError(f"expected at least one picture to draw, got {count}")
+    _check_resolution(resolution)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):

@@ -67,12 +67,22 @@ def train(options: TrainingOptions, resume: bool = False) -> Trainer:
     else:
         trainer.log.cut(0)  # of a run that ended before there was anything to go on from
         options.save(folder)
-    trainer.run()
     try:
-        draw_curves(folder / "log.jsonl", folder / "curves.png")
-    except ImportError as error:
-        warnings.warn(str(error), stacklevel=2)
+        trainer.run()
+    finally:  # also of a run that was stopped: then one wants to see them most
+        _draw_curves(folder)
     return trainer
+
+
+def _draw_curves(folder: Path) -> None:
+    """The log as a picture beside it; that it cannot be drawn is no reason to lose the run, or what stopped it."""
+    log = folder / "log.jsonl"
+    if not log.exists():  # nothing was begun
+        return
+    try:
+        draw_curves(log, folder / "curves.png")
+    except (ImportError, OSError) as error:
+        warnings.warn(str(error), stacklevel=3)
 
 
 def prepare(options: TrainingOptions) -> Trainer:

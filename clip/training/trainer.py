@@ -106,6 +106,8 @@ class Trainer:
         self.bad: set[str] = set()  # pictures that could not be read, and why
         self.log = RunLog(self.folder / "log.jsonl", options.tensorboard)
         training_mode(model)
+        if self.total and options.warmup > self.total / 2:
+            logger.warning("the warm-up of %d steps takes most of this run of %d", options.warmup, self.total)
 
     def update(self, batch: Batch) -> dict[str, float]:
         """Learn from one batch; return what the log keeps of it."""
