@@ -186,6 +186,15 @@ def test_training_reads_what_was_written(packages, tmp_path):
         assert item.open().size == (16, 16)
 
 
+def test_names_are_put_into_sentences_on_request(packages, tmp_path):
+    folder = ["-o", str(tmp_path), "--size", "16", "--studios", "twemoji"]
+    prepare.main([*folder, "--templates", "{}", "an emoji of {}"])
+    captions = [row["caption"] for row in read(tmp_path / "captions.csv") if row["id"] == "1f600"]
+    assert captions == ["grinning face", "an emoji of grinning face", "grinning", "an emoji of grinning"]
+    with pytest.raises(SystemExit):
+        prepare.main([*folder, "--templates", "an emoji"])
+
+
 def test_a_second_run_fetches_nothing_and_draws_only_what_is_missing(packages, tmp_path):
     prepare.prepare(tmp_path, 16, ["twemoji"])
     kept, lost = tmp_path / "twemoji/1f600.png", tmp_path / "twemoji/2764.png"

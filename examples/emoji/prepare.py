@@ -14,7 +14,8 @@ committed here; the artwork comes from its package managers, about 16 MB in all,
     openmoji    npm, openmoji                        SVG, by resvg
 
 Written into the folder: a picture `STUDIO/ID.png` for each concept, `STUDIO.csv` and, of all studios, `captions.csv`
-(image, caption, id, studio; a picture with several names has several rows), and `concepts.csv` (id, name, group,
+(image, caption, id, studio; a picture with several names has several rows, and each name a row for each of
+`--templates`), and `concepts.csv` (id, name, group,
 held_out), where 150 concepts are marked to be kept out of training. An id is an emoji's code points, "1f600". Takes a
 minute; a second run draws only what is missing.
 """
@@ -70,7 +71,7 @@ class Concept:
     """One emoji: what it is called, where it belongs, and whether training must not see it."""
 
     id: str
-    captions: tuple[str, ...]  # the standard's name first, then other names
+    names: tuple[str, ...]  # the standard's first, then others
     group: str
     held_out: bool
 
@@ -82,15 +83,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--studios", nargs="+", choices=tuple(STUDIOS), default=list(STUDIOS), help="which to draw (default: all)"
     )
+    parser.add_argument(
+        "--templates",
+        nargs="+",
+        default=["{}"],
+        metavar="TEXT",
+        help='sentences with {} for a name, such as "a picture of {}"; each is a caption (default: the name alone)',
+    )
     options = parser.parse_args(arguments)
-    concepts = prepare(options.output, options.size, options.studios)
+    if not all("{}" in template for template in options.templates):
+        parser.error(f"each template needs {{}} where the name goes, got {options.templates}")
+    concepts = prepare(options.output, options.size, options.studios, options.templates)
     print(
         f"{len(concepts)} concepts in {options.output}, each drawn by {', '.join(options.studios)}; "
         f"{sum(concept.held_out for concept in concepts)} of them held out"
     )
 
 
-def prepare(folder: Path, size: int, studios: Sequence[str]) -> list[Concept]:
+def prepare(folder: Path, size: int, studios: Sequence[str], templates: Sequence[str] = ("{}",)) -> list[Concept]:
     """Fill `folder` as the module's docstring says, with the emoji that all of `studios` draw."""
     cache = folder / "cache"
     cache.mkdir(parents=True, exist_ok=True)
@@ -112,14 +122,19 @@ def prepare(folder: Path, size: int, studios: Sequence[str]) -> list[Concept]:
     header = ("image", "caption", "id", "studio")
     rows = []
     for studio in studios:
-        own = [(picture_path(studio, c.id), caption, c.id, studio) for c in concepts for caption in c.captions]
+        own = [
+            (picture_path(studio, c.id), template.replace("{}", name), c.id, studio)
+            for c in concepts
+            for name in c.names
+            for template in templates
+        ]
         write_csv(folder / f"{studio}.csv", header, own)
         rows += own
     write_csv(folder / "captions.csv", header, rows)
     write_csv(
         folder / "concepts.csv",
         ("id", "name", "group", "held_out"),
-        [(c.id, c.captions[0], c.group, int(c.held_out)) for c in concepts],
+        [(c.id, c.names[0], c.group, int(c.held_out)) for c in concepts],
     )
     write_whole(folder / "held_out.txt", "".join(f"{c.id}\n" for c in concepts if c.held_out).encode())
     return concepts
