@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -137,6 +138,29 @@ def test_a_wrong_call_shows_the_usage(arguments, capsys):
         main(arguments)
     assert stop.value.code == 2
     assert "usage: clip" in capsys.readouterr().err
+
+
+def test_what_is_nobodys_fault_is_one_line_too_and_debug_shows_where(folder, capsys, monkeypatch):
+    monkeypatch.setattr("clip.app.classify.ZeroShotClassifier", {}.__getitem__)  # takes one argument, is given more
+    assert classify(folder, "red.png") == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("clip classify: unexpected TypeError: ")
+    with pytest.raises(TypeError):
+        classify(folder, "red.png", options=["--debug"])
+
+
+def test_every_command_has_json_debug_and_a_description(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    commands = re.findall(r"^    (\w+) {2,}\w", capsys.readouterr().out, re.M)
+    assert "classify" in commands
+    for command in commands:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        text = capsys.readouterr().out
+        assert "--json" in text
+        assert "--debug" in text
 
 
 def test_help_explains_the_two_numbers(capsys):

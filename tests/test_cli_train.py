@@ -129,10 +129,10 @@ def test_a_dry_run_says_how_many_steps_fit_into_the_minutes(tmp_path, capsys):
 
 def test_one_batch_is_learned_by_heart(tmp_path, capsys):
     assert main(drawn(tmp_path / "run", "--overfit-one-batch", "--lr", "0.003", "--max-norm", "0")) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     first, last = (float(loss) for loss in re.findall(r"loss +(\d+\.\d+) of 2\.08", out)[:: out.count("of 2.08") - 1])
     assert last < 0.05 * 2.08 < first
-    assert "learned by heart" in out
+    assert "learned by heart" in err
     assert not (tmp_path / "run").exists()
 
 
@@ -146,7 +146,7 @@ def test_a_batch_that_cannot_be_told_apart_says_what_to_try(tmp_path, capsys, mo
             writer.writerow((f"{number}.png", "always the same"))
     command = ["train", str(tmp_path / "captions.csv"), "--model", "small", "--batch-size", "8", "--validation", "0"]
     assert main([*command, "--out", str(tmp_path / "run"), "--overfit-one-batch"]) == 1
-    assert "try --loss multi-positive" in capsys.readouterr().out
+    assert "try --loss multi-positive" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,16 @@
 
 import argparse
 import dataclasses
+import json
 import math
+import sys
 import time
 import types
 import typing
 
 from ..training.options import TrainingOptions
 from ..training.run import prepare, train
-from .command import CommandError
+from .command import CommandError, add_command
 
 GROUPS = {  # heading of the help: the options below it
     "data": "images templates shares validation holdout zero_shot augment twins seed workers",
@@ -43,12 +45,12 @@ examples:
 
 def add_train_command(commands: argparse._SubParsersAction) -> None:
     """Add `train` to the commands of `clip`."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "train",
         help="learn from pictures and captions, from scratch or from given weights",
         description="Train a CLIP on pictures and captions; clip.load reads the result, OUT/best.safetensors.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=_train)
     parser.add_argument("captions", nargs="*", metavar="CAPTIONS", help="what to learn from, see below")
@@ -88,33 +90,30 @@ def _add(group: argparse._ArgumentGroup, field: dataclasses.Field, kind: object)
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    try:
-        names = [field.name for field in dataclasses.fields(TrainingOptions)]
-        options = TrainingOptions(**{name: getattr(arguments, name) for name in names})
-        if arguments.resume:
-            if options != TrainingOptions(out=options.out):
-                raise ValueError("--resume goes by the options saved in the run's folder; give it nothing but --out")
-            options = dataclasses.replace(TrainingOptions.read(options.out), out=options.out)  # it may have been moved
-        if not options.captions:
-            raise ValueError('say what to learn from: caption files, a folder of classes, or "drawn"')
-        if arguments.dry_run:
-            return _dry_run(options)
-        if arguments.overfit_one_batch:
-            return _overfit(options)
-        trainer = train(options, arguments.resume)
-    except (ValueError, RuntimeError, OSError, ImportError) as error:
-        raise CommandError(error) from error
-    print(f'{trainer.step} steps; clip.load("{options.out}/best.safetensors") loads the result')
+    names = [field.name for field in dataclasses.fields(TrainingOptions)]
+    options = TrainingOptions(**{name: getattr(arguments, name) for name in names})
+    if arguments.resume:
+        if options != TrainingOptions(out=options.out):
+            raise CommandError("--resume goes by the options saved in the run's folder; give it nothing but --out")
+        options = dataclasses.replace(TrainingOptions.read(options.out), out=options.out)  # it may have been moved
+    if not options.captions:
+        raise CommandError('say what to learn from: caption files, a folder of classes, or "drawn"')
+    if arguments.dry_run:
+        return _dry_run(options, arguments.json)
+    if arguments.overfit_one_batch:
+        return _overfit(options, arguments.json)
+    trainer = train(options, arguments.resume)
+    best = f"{options.out}/best.safetensors"
+    if arguments.json:
+        print(json.dumps({"steps": trainer.step, "checkpoint": best}))
+    else:
+        print(f'{trainer.step} steps; clip.load("{best}") loads the result')
     return 0
 
 
-def _dry_run(options: TrainingOptions) -> int:
+def _dry_run(options: TrainingOptions, as_json: bool) -> int:
     """Read, update, evaluate and time everything once."""
     trainer = prepare(options)
-    parameters = sum(p.numel() for p in trainer.parameters)
-    name = options.model if options.init in ("scratch", "openai") else options.init
-    print(f"model       {name}, {parameters:,} parameters to train, on {trainer.device}")
-    print(f"pairs       {len(trainer.batches)} batches of {options.batch_size} an epoch")
     batches = trainer.batches.epoch(0)
     trainer.update(next(batches))  # the first is slower than all others
     started = time.monotonic()
@@ -122,13 +121,27 @@ def _dry_run(options: TrainingOptions) -> int:
     read = time.monotonic() - started
     row = trainer.update(batch)
     seconds = time.monotonic() - started
+    steps = trainer.total or round(60 * options.minutes / seconds)
+    parameters = sum(p.numel() for p in trainer.parameters)
+    figures = trainer.evaluate(trainer.model.eval()) if trainer.evaluate else {}
+    if as_json:
+        facts = {
+            "parameters": parameters,
+            "batches": len(trainer.batches),
+            "loss": row["loss"],
+            "chance": row["chance"],
+        }
+        facts |= {"step_seconds": seconds, "read_seconds": read, "steps": steps, "evaluation": figures}
+        print(json.dumps(facts))
+        return 0
+    name = options.model if options.init in ("scratch", "openai") else options.init
+    print(f"model       {name}, {parameters:,} parameters to train, on {trainer.device}")
+    print(f"pairs       {len(trainer.batches)} batches of {options.batch_size} an epoch")
     print(f"one batch   {', '.join(repr(caption) for caption in batch.captions[:3])}, ...")
     print(f"loss        {row['loss']:.3f}; guessing costs {row['chance']:.3f}")
     print(f"speed       {seconds:.2f} s a step, {read:.2f} s of it to read the pictures")
-    steps = trainer.total or round(60 * options.minutes / seconds)
     print(f"length      {steps} steps, about {_duration(seconds * steps)}")
-    if trainer.evaluate:
-        figures = trainer.evaluate(trainer.model.eval())
+    if figures:
         print("evaluation  " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
     print("nothing was written")
     return 0
@@ -142,21 +155,24 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} seconds"
 
 
-def _overfit(options: TrainingOptions) -> int:
+def _overfit(options: TrainingOptions, as_json: bool) -> int:
     """Learn one batch until it is known by heart, or until it is clear that this does not happen."""
     trainer = prepare(dataclasses.replace(options, steps=BY_HEART, epochs=None, minutes=None, warmup=20))
     batch = next(trainer.batches.epoch(0))
     for _ in range(BY_HEART):
         row = trainer.update(batch)
         learned = row["loss"] < 0.05 * row["chance"]
-        if row["step"] == 1 or row["step"] % 10 == 0 or learned:
+        if as_json:
+            print(json.dumps(row), flush=True)
+        elif row["step"] == 1 or row["step"] % 10 == 0 or learned:
             bar = "█" * math.ceil(40 * min(1, row["loss"] / row["chance"]))
             print(f"step {row['step']:4}  loss {row['loss']:7.4f} of {row['chance']:.2f}  {bar}", flush=True)
         if learned:
-            print("learned by heart: model, loss and optimiser work; nothing was written")
+            print("learned by heart: model, loss and optimiser work; nothing was written", file=sys.stderr)
             return 0
     print(
         f"not learned: the loss is {row['loss']:.3f} of {row['chance']:.3f}. Equal captions in a batch cannot be told "
-        "apart (try --loss multi-positive); otherwise try another --lr, and look whether captions belong to pictures"
+        "apart (try --loss multi-positive); otherwise try another --lr, and look whether captions belong to pictures",
+        file=sys.stderr,
     )
     return 1

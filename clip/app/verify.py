@@ -1,4 +1,4 @@
-"""Is this the real thing? Compares a loaded model with figures that others published about it.
+"""`clip verify`: is this the real thing? Compares a loaded model with figures that others published about it.
 
 Sources: the parameter counts of the nine released models and the token ids are printed in OpenAI's notebooks and in
 open_clip's model profile; the cosines are read off the figure of OpenAI's notebook "Interacting with CLIP" (ViT-B/32 on
@@ -6,19 +6,22 @@ photographs that ship with scikit-image, each text prefixed "This is "). Its cam
 replaced that picture since.
 """
 
+import argparse
+import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from ..checkpoints.released import MODELS, sha256_of
-from ..clip import tokenize
+from ..checkpoints.released import MODELS, DownloadError, download, sha256_of
+from ..clip import EMBEDDED, tokenize
 from ..config import RELEASED
 from ..model import CLIP, config_of
 from ..preprocess import Preprocess, open_image
+from .command import CommandError, add_command, add_model_options, load_model
 
 PARAMETERS = {
     "RN50": 102_007_137,
@@ -59,6 +62,39 @@ COSINES = {
 TOLERANCE = 0.01  # 0.005 for the rounding of the print, the rest for the half precision it was computed in
 
 
+def add_verify_command(commands: argparse._SubParsersAction) -> None:
+    """Add `verify` to the commands of `clip`."""
+    parser = add_command(
+        commands,
+        "verify",
+        help="compare a model with the figures published about it",
+        description="Compare a released model with published figures: its size, token ids and, for ViT-B/32, the "
+        "cosines\nprinted in OpenAI's notebook for seven pictures of scikit-image.",
+    )
+    parser.set_defaults(run=_verify)
+    parser.add_argument("--download", action="store_true", help="fetch the released file if it is not here yet")
+    add_model_options(parser, "model")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    if options.model in EMBEDDED:
+        raise CommandError(f"nothing was published about {options.model}, which is ours; see docs/model_card.md")
+    try:
+        model, preprocess = load_model(options, local_files_only=not options.download)
+    except DownloadError as error:
+        if options.download:
+            raise
+        raise CommandError(f"{error}\nOr fetch it now: clip verify {options.model} --download") from error
+    file = download(MODELS[options.model], local_files_only=True) if options.model in MODELS else options.model
+    failed = 0
+    for check in verify(model, preprocess, file):
+        failed += not check.passed
+        print(json.dumps(asdict(check), ensure_ascii=False) if options.json else _as_text(check))
+    if not options.json:
+        print(f"{failed} checks failed" if failed else "all checks passed")
+    return 1 if failed else 0
+
+
 @dataclass(frozen=True)
 class Check:
     """One published figure beside the one measured here."""
@@ -67,6 +103,12 @@ class Check:
     expected: str
     measured: str
     passed: bool
+
+
+def _as_text(check: Check) -> str:
+    """Three lines: what was compared, what was published, what is here."""
+    result = "pass" if check.passed else "FAIL"
+    return f"{result}  {check.what}\n        expected  {check.expected}\n        measured  {check.measured}"
 
 
 def verify(model: CLIP, preprocess: Preprocess, file: str | os.PathLike) -> Iterator[Check]:

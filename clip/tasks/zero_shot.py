@@ -24,8 +24,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ..clip import tokenize
 from ..model import CLIP
+from .encode import embed_texts
 
 TEMPLATE = "a photo of {}."
 NONE_OF_THESE = "none of these"
@@ -132,19 +132,10 @@ class ZeroShotClassifier:
 
         self.model = model
         self.labels = tuple(sentences)
-        vectors = self._encode([text for texts in sentences.values() for text in texts], batch_size)  # (sentences, E)
+        vectors = embed_texts(model, [text for texts in sentences.values() for text in texts], batch_size)
         per_label = vectors.split([len(texts) for texts in sentences.values()])
         means = torch.stack([group.mean(dim=0) for group in per_label])  # (K, E)
-        self.weights = F.normalize(means, dim=-1).T
-
-    @torch.no_grad()
-    def _encode(self, texts: list[str], batch_size: int) -> torch.Tensor:
-        """Sentences as unit vectors (len(texts), E), float32."""
-        device = self.model.logit_scale.device
-        batches = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
-        length = getattr(self.model, "context_length", 77)
-        features = [self.model.encode_text(tokenize(batch, length).to(device)) for batch in batches]
-        return F.normalize(torch.cat(features).float(), dim=-1)
+        self.weights = F.normalize(means, dim=-1).T.to(model.logit_scale.device)
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> Classification:

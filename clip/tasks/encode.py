@@ -1,0 +1,186 @@
+"""Embedding many: streams of pictures and lists of texts become unit vectors, batch by batch.
+
+    paths, pictures, functions that open one
+      │  read_pictures       decoded and preprocessed on threads, one batch ahead of the model
+      │  embed_pictures      encode_image, unit length
+    Rows, Rows, ...          which pictures these are, their vectors, and why others have none
+      │  gather
+    Rows                     all in one
+
+A picture that cannot be read costs its own row and nothing else: the error stands beside the rows.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from ..clip import tokenize
+from ..model import CLIP
+from ..preprocess import ImageError, Preprocess, open_image
+
+__all__ = ["Picture", "Rows", "embed_pictures", "embed_texts", "gather", "read_pictures"]
+
+Picture = str | os.PathLike | Image.Image | Callable[[], Image.Image]  # the last opens it when its turn has come
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some pictures of a stream, each as one row of a tensor.
+
+    Attributes
+    ----------
+    indices : list of int
+        Where in the stream the picture of each row stands, counted from 0.
+    values : torch.Tensor
+        (n, ...), float32, on the CPU; without a dimension more than the first if n is 0.
+    errors : dict of int to ImageError
+        Why the others could not be read, by their places in the stream.
+    """
+
+    indices: list[int]
+    values: torch.Tensor
+    errors: dict[int, ImageError]
+
+    def __len__(self) -> int:
+        """How many pictures this is about, those that could not be read included."""
+        return len(self.indices) + len(self.errors)
+
+
+def read_pictures(
+    pictures: Iterable[Picture], preprocess: Preprocess, batch_size: int = 64, workers: int = 2
+) -> Iterator[Rows]:
+    """Decode and preprocess a stream of pictures, on threads, while the batch before is in use.
+
+    Parameters
+    ----------
+    pictures : iterable
+        Paths, which :func:`clip.preprocess.open_image` reads; Pillow pictures; or functions that return one.
+    preprocess : Preprocess
+        As :func:`clip.load` returned it.
+    batch_size : int
+        Pictures at once; two batches are in memory.
+    workers : int
+        Threads.
+
+    Yields
+    ------
+    Rows
+        `values` (n, 3, R, R), in the stream's order.
+
+    Raises
+    ------
+    ValueError
+        If `batch_size` or `workers` is not positive.
+    """
+    if batch_size < 1 or workers < 1:
+        raise ValueError(f"expected at least one picture at once and one thread, got {batch_size} and {workers}")
+    stream = enumerate(pictures)
+    with ThreadPoolExecutor(workers) as pool:
+
+        def next_batch() -> list[tuple[int, Future]]:
+            return [(index, pool.submit(_read, picture, preprocess)) for index, picture in islice(stream, batch_size)]
+
+        ahead = next_batch()
+        while batch := ahead:
+            ahead = next_batch()
+            results = {index: task.result() for index, task in batch}
+            errors = {index: result for index, result in results.items() if isinstance(result, ImageError)}
+            images = [image for index, image in results.items() if index not in errors]
+            indices = [index for index in results if index not in errors]
+            yield Rows(indices, torch.stack(images) if images else torch.empty(0), errors)
+
+
+def _read(picture: Picture, preprocess: Preprocess) -> torch.Tensor | ImageError:
+    """One picture for the model, or why there is none."""
+    named = isinstance(picture, str | os.PathLike)
+    try:
+        opened = open_image(picture) if named else picture() if callable(picture) else picture
+        return preprocess(opened)
+    except ImageError as error:
+        return error
+    except ValueError as error:  # of a shape that cannot be resized
+        return ImageError(f"{os.fspath(picture)}: {error}" if named else str(error))
+
+
+@torch.no_grad()
+def embed_pictures(
+    model: CLIP, preprocess: Preprocess, pictures: Iterable[Picture], batch_size: int = 64, workers: int = 2
+) -> Iterator[Rows]:
+    """Embed a stream of pictures.
+
+    Parameters
+    ----------
+    model : CLIP
+        Any model with `encode_image` and `logit_scale`.
+    preprocess, pictures, batch_size, workers
+        As for :func:`read_pictures`.
+
+    Yields
+    ------
+    Rows
+        `values` (n, E), of unit length.
+    """
+    device = model.logit_scale.device
+    for rows in read_pictures(pictures, preprocess, batch_size, workers):
+        if not rows.indices:
+            yield rows
+            continue
+        features = model.encode_image(rows.values.to(device)).float().cpu()
+        yield Rows(rows.indices, F.normalize(features, dim=-1), rows.errors)
+
+
+@torch.no_grad()
+def embed_texts(model: CLIP, texts: Sequence[str], batch_size: int = 256, truncate: bool = False) -> torch.Tensor:
+    """Embed texts; those of like length together, since a batch takes as long as its longest text.
+
+    Parameters
+    ----------
+    model : CLIP
+        Any model with `encode_text` and `logit_scale`.
+    texts : sequence of str
+        N of them.
+    batch_size : int
+        Texts at once.
+    truncate : bool
+        Cut a text that is too long instead of raising an error.
+
+    Returns
+    -------
+    torch.Tensor
+        (N, E), float32, of unit length, on the CPU, in the order of `texts`.
+
+    Raises
+    ------
+    RuntimeError
+        If a text is longer than the model's context and `truncate` is not set.
+    """
+    if not texts:
+        raise ValueError("expected at least one text, got none")
+    device = model.logit_scale.device
+    tokens = tokenize(texts, getattr(model, "context_length", 77), truncate)
+    order = tokens.argmax(dim=1).argsort()  # by where they end: the end token has the largest id
+    features = torch.cat([model.encode_text(tokens[part].to(device)).float().cpu() for part in order.split(batch_size)])
+    return F.normalize(features[order.argsort()], dim=-1)
+
+
+def gather(batches: Iterable[Rows]) -> Rows:
+    """All rows of a stream as one.
+
+    Raises
+    ------
+    ImageError
+        If the stream has pictures, but none could be read.
+    """
+    batches = list(batches)
+    errors = {index: error for rows in batches for index, error in rows.errors.items()}
+    read = [rows for rows in batches if rows.indices]
+    if errors and not read:
+        raise ImageError(f"none of the {len(errors)} pictures can be read; the first: {next(iter(errors.values()))}")
+    values = torch.cat([rows.values for rows in read]) if read else torch.empty(0)
+    return Rows([index for rows in read for index in rows.indices], values, errors)
