@@ -80,6 +80,20 @@ def test_events_are_written_for_tensorboard(tmp_path):
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 3.0), (2, 1.5)]
 
 
+def test_steps_done_again_after_a_cut_stand_once_in_the_events(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = RunLog(tmp_path / "log.jsonl")
+    write(log.path, [step(1)], events=True)
+    size = log.size
+    write(log.path, [step(2), step(3)], events=True)
+    log.cut(size)
+    write(log.path, [step(2), step(3)], events=True)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
+
+
 def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
     write(tmp_path / "log.jsonl", [step(1)])
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

@@ -126,7 +126,8 @@ class Captioned:
         At least one.
     identity : str
         Pictures of one identity match each other's captions: the id given with it, the name of its class, or the
-        picture's own name as written beside its captions.
+        picture's own name as written beside its captions. Of several sources too: names and ids that mean different
+        things in two of them must be made to differ.
     group : str
         What stays on one side of a split: the identity, but in a folder of classes the picture.
     """

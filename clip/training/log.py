@@ -26,7 +26,8 @@ class RunLog:
 
     def __enter__(self) -> "RunLog":
         if self._events_wanted:
-            self._events = _summary_writer(self.path.parent)
+            steps = [row["step"] for row in read_log(self.path)] if self.path.exists() else []
+            self._events = _summary_writer(self.path.parent, max(steps, default=0) + 1)
         self._file = self.path.open("a", encoding="utf-8")
         return self
 
@@ -74,15 +75,15 @@ class RunLog:
             os.truncate(self.path, size)
 
 
-def _summary_writer(folder: Path) -> object:
-    """TensorBoard's writer, or a sentence that says how to get it."""
+def _summary_writer(folder: Path, next_step: int) -> object:
+    """TensorBoard's writer, which hides what earlier runs wrote from that step on; or a sentence how to get it."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ImportError(
             "TensorBoard events need the package tensorboard: pip install clip-from-scratch[train]"
         ) from error
-    return SummaryWriter(folder)
+    return SummaryWriter(folder, purge_step=next_step)
 
 
 def read_log(path: str | os.PathLike) -> list[dict[str, float]]:
