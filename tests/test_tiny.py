@@ -13,7 +13,7 @@ from clip.clip import EMBEDDED
 from clip.training.evaluation import drawn_abilities
 
 PICTURES = Path(__file__).resolve().parent.parent / "examples" / "pictures"
-FLOORS = {"drawn_things": 0.95, "drawn_counting": 0.95, "drawn_places": 0.97, "drawn_colours": 0.97}
+FLOORS = {"drawn_things": 0.98, "drawn_counting": 0.95, "drawn_places": 0.97, "drawn_colours": 0.97}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_it_tells_drawings_made_by_hand_apart(tiny):
     classifier = clip.ZeroShotClassifier(model, captions, "{}")
     images = torch.stack([preprocess(Image.open(PICTURES / row["image"])) for row in rows])
     chosen = [matches[0].label for matches in classifier(images).top(1)]
-    assert sum(map(str.__eq__, chosen, captions)) >= 0.7 * len(captions), dict(zip(captions, chosen, strict=True))
+    assert sum(map(str.__eq__, chosen, captions)) >= 0.8 * len(captions), dict(zip(captions, chosen, strict=True))
 
 
 def test_words_that_training_never_met_have_no_embedding(tiny):
