@@ -8,7 +8,9 @@
 from .checkpoints import CheckpointError
 from .checkpoints.released import DownloadError
 from .clip import available_models, count_tokens, load, save, tokenize
+from .optimize import optimize
 from .preprocess import ImageError
+from .tasks.scores import classify, multilabel, similarity
 from .tasks.zero_shot import ZeroShotClassifier
 
 __version__ = "0.1.0"
@@ -19,8 +21,12 @@ __all__ = [
     "ImageError",
     "ZeroShotClassifier",
     "available_models",
+    "classify",
     "count_tokens",
     "load",
+    "multilabel",
+    "optimize",
     "save",
+    "similarity",
     "tokenize",
 ]

@@ -8,6 +8,8 @@ import difflib
 import os
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,10 @@ from PIL import Image
 from .checkpoints import CheckpointError, read_checkpoint, write_checkpoint
 from .checkpoints.released import MODELS as _MODELS
 from .checkpoints.released import download as _download
-from .model import CLIP, assemble, build_model, check_entries, config_of  # noqa: F401
+from .config import CLIPConfig
+from .model import CLIP, TOWERS, assemble, build_model, check_entries, config_of  # noqa: F401
+from .optimize import OptimizedCLIP
+from .positions import interpolate_positions
 from .preprocess import (  # noqa: F401
     CenterCrop,
     Normalize,
@@ -51,6 +56,8 @@ def load(
     *,
     dtype: torch.dtype | None = None,
     local_files_only: bool = False,
+    image_size: int | None = None,
+    tower: str | None = None,
 ) -> tuple[CLIP, Preprocess]:
     """Load a model and the preprocessing that goes with it.
 
@@ -71,16 +78,25 @@ def load(
         norms, the embeddings and `logit_scale` stay in float32, as in the released files.
     local_files_only : bool
         Do not download.
+    image_size : int, optional
+        R, the side in pixels of the pictures that the model is to read, if not that of its training: a multiple of the
+        patch, or of 32 for a ResNet. The positional embeddings are interpolated (:mod:`clip.positions`), and a warning
+        says what it costs: the model has never seen pictures of that size, so it is not as good as published.
+    tower : str, optional
+        "image" or "text": read this tower alone, the other never enters memory. `logit_scale` belongs to both.
 
     Returns
     -------
     model : CLIP
-        In evaluation mode.
+        In evaluation mode. With `tower`, an ImageTower or a TextTower: a CLIP whose `encode_text` or `encode_image`
+        says that it is not there.
     preprocess : Preprocess
         Turns a picture into the tensor that the model expects.
 
     Raises
     ------
+    ValueError
+        If the model cannot read pictures of that size, or an argument is none of those above.
     RuntimeError
         If there is no model of that name and no such file, or the device is not there.
     DownloadError
@@ -95,14 +111,24 @@ def load(
         dtype = torch.float32 if device.type == "cpu" else torch.float16
     elif not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating point type, got {dtype}")
+    if tower is not None and tower not in TOWERS:
+        raise ValueError(f'tower must be "image" or "text", or None for both, got {tower!r}')
+    if tower == "text" and image_size is not None:
+        raise ValueError('image_size is about the image tower, which tower="text" leaves out')
 
     path = _find(name, download_root, local_files_only)
-    config, weights = read_checkpoint(path)
+    config, weights = read_checkpoint(path, tower)
+    if image_size not in (None, config.image_resolution):
+        resized = _at_size(config, image_size)
+        warnings.warn(_cost(config, resized), stacklevel=2)
+        table = "visual.positional_embedding" if config.is_vit else "visual.attnpool.positional_embedding"
+        weights[table] = interpolate_positions(weights[table], image_size // config.stride)
+        config = resized
     try:
-        model = assemble(config, weights, dtype, device)
+        model = assemble(config, weights, dtype, device, tower)
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return model, Preprocess(model.visual.input_resolution)
+    return model, Preprocess(config.image_resolution)
 
 
 def save(model: CLIP, path: str | os.PathLike) -> None:
@@ -119,12 +145,14 @@ def save(model: CLIP, path: str | os.PathLike) -> None:
     Raises
     ------
     ValueError
-        If the path ends otherwise, or the model's sizes cannot be told any more.
+        If the path ends otherwise, or the model's sizes cannot be told: not any more, or not of one tower alone.
     RuntimeError
         If the model has gained or lost entries, so that it could not be loaded again.
     CheckpointError
         If the file cannot be written; one that was there before is left as it was.
     """
+    if isinstance(model, OptimizedCLIP):
+        raise ValueError("an optimised copy cannot be saved: save the model it was made from")
     config, weights = config_of(model), model.state_dict()
     check_entries(config, weights)
     write_checkpoint(path, config, weights)
@@ -223,6 +251,28 @@ def find_device(device: str | int | torch.device | None) -> torch.device:
     if not there.get(chosen.type, True):
         raise RuntimeError(f'there is no device {chosen} here; pass device="cpu", or "auto" for what there is')
     return chosen
+
+
+def _at_size(config: CLIPConfig, image_size: int) -> CLIPConfig:
+    """The sizes of the model for pictures of `image_size` pixels, which must be whole patches."""
+    if not isinstance(image_size, Integral) or image_size < 1:
+        raise ValueError(f"image_size must be a positive number of pixels, got {image_size!r}")
+    stride, unit = config.stride, "the patch" if config.is_vit else "the stride of a ResNet"
+    if image_size % stride:
+        below = image_size // stride * stride
+        nearest = " and ".join(str(size) for size in (below, below + stride) if size)
+        raise ValueError(f"image_size must be a multiple of {stride} pixels, {unit}, got {image_size}; near: {nearest}")
+    return replace(config, image_resolution=int(image_size))
+
+
+def _cost(trained: CLIPConfig, resized: CLIPConfig) -> str:
+    """What is to be known about a model that reads pictures of another size than in training."""
+    old, new = trained.image_resolution, resized.image_resolution
+    return (
+        f"the model was trained at {old} x {old} pixels and is loaded for {new} x {new}: its positional embeddings are "
+        f"interpolated, so it is not as accurate as published, and a picture takes about {(new / old) ** 2:.2g} times "
+        "the computation"
+    )
 
 
 def _find(name: str | os.PathLike, download_root: str | os.PathLike | None, local_files_only: bool) -> str:

@@ -76,6 +76,11 @@ class CLIPConfig:
         return not isinstance(self.vision_layers, tuple)
 
     @property
+    def stride(self) -> int:
+        """Pixels from one place of the image tower's grid to the next: the patch, or 32 in a ResNet."""
+        return self.vision_patch_size if self.is_vit else 32
+
+    @property
     def vision_heads(self) -> int:
         """Attention heads of the image tower (of a ResNet: of its attention pool)."""
         return max(1, self._feature_width // HEAD_DIM)

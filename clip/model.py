@@ -191,8 +191,23 @@ class CLIP(nn.Module):
         -------
         torch.Tensor
             (N, E) of the model's dtype, not unit length.
+
+        Raises
+        ------
+        ValueError
+            If the image tower cannot read pictures of that shape.
         """
-        return self.visual(image.type(self.dtype))
+        image = image.type(self.dtype)
+        try:
+            return self.visual(image)
+        except (RuntimeError, ValueError) as error:
+            side = getattr(self.visual, "input_resolution", None)
+            if side is None or image.shape[1:] == (3, side, side):  # then it is about something else
+                raise
+            raise ValueError(
+                f"expected pictures (N, 3, {side}, {side}), got {tuple(image.shape)}: `preprocess` makes them, "
+                "image[None] is a batch of one, and clip.load(..., image_size=...) makes a model for another size"
+            ) from error
 
     def encode_text(self, text: torch.Tensor) -> torch.Tensor:
         """Embed texts, each read out at its first end token.
@@ -268,6 +283,50 @@ class CLIP(nn.Module):
         return logits_per_image, logits_per_image.t()
 
 
+class ImageTower(CLIP):
+    """A CLIP without its text tower: `encode_image` and `logit_scale`, with the names they have in the whole model.
+
+    Parameters
+    ----------
+    config : CLIPConfig
+        The sizes of the whole model.
+    """
+
+    def __init__(self, config: CLIPConfig):
+        super().__init__(**vars(config))
+        del self.transformer, self.token_embedding, self.positional_embedding, self.ln_final, self.text_projection
+
+    def encode_text(self, text: torch.Tensor) -> torch.Tensor:
+        """Raise a RuntimeError: there is nothing to embed texts with."""
+        raise RuntimeError('this model cannot embed texts: it was loaded with tower="image"; load it without `tower`')
+
+
+class TextTower(CLIP):
+    """A CLIP without its image tower: `encode_text` and `logit_scale`, with the names they have in the whole model.
+
+    Parameters
+    ----------
+    config : CLIPConfig
+        The sizes of the whole model.
+    """
+
+    def __init__(self, config: CLIPConfig):
+        super().__init__(**vars(config))
+        del self.visual
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the tower's matrix products."""
+        return self.text_projection.dtype
+
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """Raise a RuntimeError: there is nothing to embed pictures with."""
+        raise RuntimeError('this model cannot embed pictures: it was loaded with tower="text"; load it without `tower`')
+
+
+TOWERS = {"image": ImageTower, "text": TextTower}
+
+
 def _is_recording(x: torch.Tensor) -> bool:
     """Whether the operations on `x` become a graph that other tensors are to run through: numbers must not be read."""
     return (
@@ -336,7 +395,11 @@ def build_model(state_dict: Mapping[str, torch.Tensor]) -> CLIP:
 
 
 def assemble(
-    config: CLIPConfig, weights: dict[str, torch.Tensor], dtype: torch.dtype, device: torch.device | str
+    config: CLIPConfig,
+    weights: dict[str, torch.Tensor],
+    dtype: torch.dtype,
+    device: torch.device | str,
+    tower: str | None = None,
 ) -> CLIP:
     """Build a model around weights, emptying `weights` on the way.
 
@@ -353,18 +416,20 @@ def assemble(
         Of the matrices. Everything else is kept in at least float32.
     device : torch.device or str
         Where the model is to live.
+    tower : str, optional
+        "image" or "text", if `weights` are of this tower alone.
 
     Returns
     -------
     CLIP
-        In evaluation mode.
+        In evaluation mode; an :class:`ImageTower` or a :class:`TextTower` if one was named.
 
     Raises
     ------
     RuntimeError
         If entries are missing, unexpected or of another shape.
     """
-    model = _skeleton(config)
+    model = _skeleton(config, tower)
     entries = model.state_dict()
     _compare(entries, weights)
 
@@ -402,10 +467,10 @@ def _compare(expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.T
         raise RuntimeError("the weights are not those of this CLIP model: " + "; ".join(found))
 
 
-def _skeleton(config: CLIPConfig) -> CLIP:
+def _skeleton(config: CLIPConfig, tower: str | None = None) -> CLIP:
     """A model without weights: its memory is asked for, but neither filled nor touched."""
     with _Uninitialised():
-        return CLIP(**vars(config))
+        return TOWERS[tower](config) if tower else CLIP(**vars(config))
 
 
 class _Uninitialised(TorchFunctionMode):
@@ -428,8 +493,10 @@ def config_of(model: CLIP) -> CLIPConfig:
     Raises
     ------
     ValueError
-        If the model was changed into something that no sizes describe.
+        If the model was changed into something that no sizes describe, or has one tower only.
     """
+    if isinstance(model, ImageTower | TextTower):
+        raise ValueError(f"expected a CLIP with both towers, got {type(model).__name__}: load it without `tower`")
     visual, text_blocks = model.visual, model.transformer.resblocks
     is_vit = isinstance(visual, VisionTransformer)
     vision_blocks = visual.transformer.resblocks if is_vit else []
@@ -448,7 +515,6 @@ def config_of(model: CLIP) -> CLIPConfig:
             f"tower, got {vision_heads}"
         )
     # Shapes tell the resolution to a multiple of the stride only.
-    stride = sizes.vision_patch_size or 32
-    same_grid = visual.input_resolution // stride == sizes.image_resolution // stride
+    same_grid = visual.input_resolution // sizes.stride == sizes.image_resolution // sizes.stride
     resolution = visual.input_resolution if same_grid else sizes.image_resolution
     return replace(sizes, transformer_heads=heads.pop(), image_resolution=resolution)

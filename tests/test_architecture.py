@@ -7,11 +7,11 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "clip"
 FLOORS = [
-    {"layers", "attention", "simple_tokenizer", "preprocess", "config"},
+    {"layers", "attention", "simple_tokenizer", "preprocess", "config", "positions"},
     {"transformer", "resnet"},
     {"vit"},
     {"model"},
-    {"checkpoints"},
+    {"checkpoints", "optimize"},
     {"clip"},
     {"tasks", "training"},
     {"app"},
@@ -21,7 +21,7 @@ NARROWER = {  # where the table allows less than all floors below
     "resnet": {"layers", "attention"},
     "model": {"config", "layers", "attention", "transformer", "resnet", "vit"},
     "checkpoints": {"config"},
-    "clip": {"model", "checkpoints", "preprocess", "simple_tokenizer"},
+    "clip": {"config", "model", "checkpoints", "optimize", "positions", "preprocess", "simple_tokenizer"},
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "__main__.py"))
 

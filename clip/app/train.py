@@ -97,9 +97,7 @@ def _train(arguments: argparse.Namespace) -> int:
             raise CommandError("--resume goes by the options saved in the run's folder; give it nothing but --out")
         options = dataclasses.replace(TrainingOptions.read(options.out), out=options.out)  # it may have been moved
     if not options.captions:
-        raise CommandError(
-            'say what to learn from, before all options: caption files, a folder of classes, or "drawn"'
-        )
+        raise CommandError('say what to learn from, before all options: caption files, a folder of classes, or "drawn"')
     if arguments.dry_run:
         return _dry_run(options, arguments.json)
     if arguments.overfit_one_batch:

@@ -59,8 +59,10 @@ def read_archive(file: MappedFile) -> object:
     return _read_zip(file) if file.read(0, 2) == b"PK" else _read_legacy(file)
 
 
-def flatten(tree: object) -> dict[str, torch.Tensor]:
+def flatten(tree: object, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, torch.Tensor]:
     """The tensors of a tree of modules and dicts under their dotted names; what is no tensor is left out.
+
+    Those that are not `wanted` are shapes without numbers, on the meta device.
 
     Raises
     ------
@@ -76,7 +78,7 @@ def flatten(tree: object) -> dict[str, torch.Tensor]:
             if name in tensors:
                 raise CheckpointError(f"two tensors named {name!r}; the file is damaged")
             try:
-                tensors[name] = node.read()
+                tensors[name] = node.read() if wanted(name) else node.outline()
             except CheckpointError as error:
                 raise CheckpointError(f"tensor {name!r}: {error}") from error.__cause__
         children = node.attributes if isinstance(node, Instance) else node
@@ -120,6 +122,18 @@ class StoredTensor:
 
     def read(self) -> torch.Tensor:
         """The tensor, a view of the file."""
+        self._check()
+        return self.storage.numbers.as_strided(self.size, self.stride, self.offset)
+
+    def outline(self) -> torch.Tensor:
+        """Its shape and dtype without the numbers, on the meta device."""
+        self._check()
+        if self.storage.count * self.storage.dtype.itemsize > self.storage.file.size:  # nobody will look for it there
+            raise CheckpointError(f"a storage of {self.storage.count} elements does not fit the file; it is damaged")
+        return torch.empty(self.size, dtype=self.storage.dtype, device="meta")
+
+    def _check(self) -> None:
+        """Refuse a window that is larger than its storage."""
         count = math.prod(self.size)
         last = self.offset + sum((n - 1) * step for n, step in zip(self.size, self.stride, strict=True))
         # More elements than the storage has would be a bomb: strides of zero make a terabyte from one number.
@@ -128,7 +142,6 @@ class StoredTensor:
                 f"size {self.size}, stride {self.stride} and offset {self.offset} do not fit its storage of "
                 f"{self.storage.count} elements; the file is damaged"
             )
-        return self.storage.numbers.as_strided(self.size, self.stride, self.offset)
 
 
 def _is_index(value: object) -> bool:

@@ -14,8 +14,9 @@ import dataclasses
 import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,14 +36,19 @@ MAX_EMBEDDING = 1 << 28  # numbers in an embedding with all its rows; the larges
 EMBEDDING, ROWS = "token_embedding.weight", "token_embedding.rows"
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> tuple[CLIPConfig, dict[str, torch.Tensor]]:
-    """Read a CLIP from a file in any of the forms it is passed around in.
+def read_checkpoint(
+    path: str | os.PathLike[str], tower: str | None = None
+) -> tuple[CLIPConfig, dict[str, torch.Tensor]]:
+    """Read a CLIP, or one tower of it, from a file in any of the forms it is passed around in.
 
     Parameters
     ----------
     path : path-like
         A TorchScript archive of OpenAI's, a state dict or training checkpoint written by `torch.save`, a safetensors
         file, or what :func:`write_checkpoint` wrote. Nothing in it is executed.
+    tower : str, optional
+        "image" or "text": return the entries of this tower only, with `logit_scale`. Of the others only the shapes are
+        looked at.
 
     Returns
     -------
@@ -58,11 +64,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[CLIPConfig, dict[str,
         If there is no such file, or it is damaged, asks for code to be run, or is no CLIP.
     """
     with map_file(path) as file:
-        tensors, config = _read_any(file)
+        tensors, written = _read_any(file, partial(_is_wanted, tower=tower))
         state_dict = {name: tensor for name, tensor in _unwrap(tensors).items() if name not in ARCHIVE_SIZES}
         state_dict = all_rows(state_dict)
         _check_numbers(state_dict)
-        return _check_config(state_dict, config), state_dict
+        config = _check_config(state_dict, written)
+        return config, {name: tensor for name, tensor in state_dict.items() if not tensor.is_meta}
 
 
 def write_checkpoint(
@@ -110,15 +117,22 @@ def write_checkpoint(
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _read_any(file: MappedFile) -> tuple[dict[str, torch.Tensor], object]:
+def _is_wanted(name: str, tower: str | None) -> bool:
+    """Whether the numbers of an entry are needed for the tower; all are, if none is named."""
+    for prefix in WRAPPERS * 2:
+        name = name.removeprefix(prefix)
+    return tower is None or name in ("logit_scale", ROWS) or name.startswith("visual.") == (tower == "image")
+
+
+def _read_any(file: MappedFile, wanted: Callable[[str], bool]) -> tuple[dict[str, torch.Tensor], object]:
     """The tensors of a file in any form, and the text of the configuration that we wrote beside them, if any."""
     start = file.read(0, min(file.size, 64))
     if start[8:9] == b"{":  # first: the length before it can be any eight bytes
-        tensors, metadata = read_safetensors(file)
+        tensors, metadata = read_safetensors(file, wanted)
         return tensors, metadata.get(CONFIG_KEY)
     if start[:2] == b"PK" or start[:1] == b"\x80":
         tree = read_archive(file)
-        return flatten(_find_model(tree)), tree.get(CONFIG_KEY) if isinstance(tree, dict) else None
+        return flatten(_find_model(tree), wanted), tree.get(CONFIG_KEY) if isinstance(tree, dict) else None
     raise CheckpointError(
         f"expected a TorchScript archive, a file written by torch.save, or a safetensors file; {_guess(start)}"
     )
@@ -174,8 +188,8 @@ def _check_config(state_dict: dict[str, torch.Tensor], text: object) -> CLIPConf
     except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"its {CONFIG_KEY} is no CLIPConfig ({str(error)[:200]})") from None
     # Shapes show neither the number of heads nor the activation, and the resolution only to a multiple of the stride.
-    stride = written.vision_patch_size or 32
-    shown = dataclasses.asdict(written) | {"image_resolution": written.image_resolution // stride * stride}
+    shown = dataclasses.asdict(written)
+    shown["image_resolution"] = written.image_resolution // written.stride * written.stride
     for name, value in dataclasses.asdict(seen).items():
         if name not in ("transformer_heads", "activation") and shown[name] != value:
             raise CheckpointError(

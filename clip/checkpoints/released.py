@@ -104,7 +104,7 @@ def download(url: str, root: str | os.PathLike[str] | None = None, *, local_file
     digest, name = _digest_and_name(url)
     if (mirror := os.environ.get("CLIP_BASE_URL")) and url.startswith(f"{BASE_URL}/"):
         url = mirror.rstrip("/") + url.removeprefix(BASE_URL)
-    folder = Path(root or os.environ.get("CLIP_CACHE") or "~/.cache/clip").expanduser()
+    folder = cache_folder(root)
     target = folder / name
     if target.exists() and not target.is_file():
         raise DownloadError(f"{target} exists and is not a regular file")
@@ -128,6 +128,11 @@ def download(url: str, root: str | os.PathLike[str] | None = None, *, local_file
         raise DownloadError(f"{error}\n{by_hand}") from error.__cause__
     except OSError as error:  # the network's errors are DownloadErrors by now, so this one is the disk's
         raise DownloadError(f"cannot read or write {target}: {error}\n{by_hand}") from error
+
+
+def cache_folder(root: str | os.PathLike[str] | None = None) -> Path:
+    """Where the files are kept: `root`, or else ``CLIP_CACHE`` from the environment, or else ``~/.cache/clip``."""
+    return Path(root or os.environ.get("CLIP_CACHE") or "~/.cache/clip").expanduser()
 
 
 def _digest_and_name(url: str) -> tuple[str, str]:

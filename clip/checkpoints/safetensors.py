@@ -13,7 +13,7 @@ Nothing in it can be executed, and a tensor is found without reading the others:
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import BinaryIO
 
 import torch
@@ -37,8 +37,12 @@ MAX_HEADER = 8 << 20  # bytes; the header of the largest CLIP, RN50x64, has 0.15
 MAX_DIMENSIONS = 8
 
 
-def read_safetensors(file: MappedFile) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def read_safetensors(
+    file: MappedFile, wanted: Callable[[str], bool] = lambda name: True
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The tensors of a safetensors file, views of the file in the order of its header, and its metadata.
+
+    Those that are not `wanted` are shapes without numbers, on the meta device.
 
     Raises
     ------
@@ -62,7 +66,10 @@ def read_safetensors(file: MappedFile) -> tuple[dict[str, torch.Tensor], dict[st
     tensors, spans = {}, []
     for name, entry in header.items():
         dtype, shape, start, end = _read_entry(name, entry)
-        tensors[name] = file.tensor(data + start, math.prod(shape), dtype).reshape(shape)
+        if wanted(name):
+            tensors[name] = file.tensor(data + start, math.prod(shape), dtype).reshape(shape)
+        else:
+            tensors[name] = torch.empty(shape, dtype=dtype, device="meta")
         spans.append((start, end))
     filled = 0
     for start, end in sorted(spans):
