@@ -127,6 +127,8 @@ def test_queries_that_ask_for_nothing_are_refused(model, photos):
         index.search(Query([(1, "snow"), (-1, "snow")]))
     with pytest.raises(ValueError, match="cancel"):
         index.search(Query([]))
+    with pytest.raises(ValueError, match="finite"):
+        index.search(Query([(float("nan"), "snow")]))
     with pytest.raises(ValueError, match="at least one query"):
         index.search()
     with pytest.raises(ValueError, match="at least one match"):
@@ -231,6 +233,27 @@ def test_what_was_moved_is_not_embedded_again(model, photos, embedded):
     assert sum(embedded) == 7
     assert index.changes == retrieval.Changes(0, 2, 5, 2, {})
     assert paths(index) == pictures(photos)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_pictures_that_exchange_or_pass_on_their_names_are_all_still_found(model, tmp_path, batch_size):
+    folder = tmp_path / "photos"
+    for number in range(6):
+        paint(folder / f"{number}.png", number)
+    index = build(folder, model, batch_size=batch_size)
+    for number in reversed(range(6)):  # 0 -> 1, 1 -> 2, ...
+        (folder / f"{number}.png").rename(folder / f"{number + 1}.png")
+    paint(folder / "0.png", 6)
+    (folder / "5.png").rename(folder / "spare")
+    (folder / "6.png").rename(folder / "5.png")
+    (folder / "spare").rename(folder / "6.png")
+    for _ in range(2):
+        index.update(batch_size=batch_size)
+        assert len(index) == 7
+        assert paths(index) == pictures(folder)
+        for path in pictures(folder):
+            [[match]] = index.search(Path(path), top=1)
+            assert match.path == path
 
 
 def test_bad_files_are_listed_and_do_no_harm(model, photos):

@@ -116,6 +116,8 @@ def _values(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 
 def _sentence(error: Exception) -> str:
     """What went wrong, for a person: what the library says of wrong input, or that this is not about the input."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
     if isinstance(error, CommandError | RuntimeError | ValueError | OSError | ImportError) and str(error):
         return str(error)
     return f"unexpected {type(error).__name__}: {error}; --debug shows where it comes from"

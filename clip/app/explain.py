@@ -72,7 +72,8 @@ def add_explain_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    if options.out and os.path.splitext(options.out)[1].lower() not in Image.registered_extensions():
+    suffix = os.path.splitext(options.out or "")[1].lower()
+    if options.out and Image.registered_extensions().get(suffix) not in Image.SAVE:
         raise CommandError(f"expected an ending that says the format, such as .png or .jpg, got {options.out}")
     try:
         picture = open_image(options.picture)

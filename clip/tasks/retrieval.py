@@ -13,6 +13,7 @@ This is the use of what a model learned to do; its measure, recall over captione
 
 import hashlib
 import json
+import math
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
@@ -301,6 +302,8 @@ class Index:
             vectors |= zip([pictures[index] for index in rows.indices], rows.values, strict=True)
         sums, places = [], count()
         for query in queries:
+            if not all(math.isfinite(weight) for weight, _ in query.terms):
+                raise ValueError(f"expected weights that are finite numbers, got {query}")
             total = sum(weight * vectors[next(places)] for weight, _ in query.terms)
             if not query.terms or total.norm() < 1e-4:
                 raise ValueError(f"the terms of a query cancel each other: {query}")

@@ -28,7 +28,7 @@ import torch
 __all__ = ["File", "Seen", "Snapshot", "VectorStore"]
 
 DATABASE = "index.sqlite"
-FORM = 1  # of the folder, to be raised when it changes
+FORM = 2  # of the folder, to be raised when it changes
 COPIED = 65536  # rows at once
 
 # A content lives as long as a file has it, and `generation` tells the states of the vectors apart.
@@ -37,16 +37,16 @@ SCHEMA = (
     "CREATE TABLE contents (digest BLOB PRIMARY KEY, row INTEGER NOT NULL UNIQUE)",
     "CREATE TABLE files (path BLOB PRIMARY KEY, size INTEGER, changed INTEGER, digest BLOB, error TEXT)",
     "CREATE INDEX files_by_digest ON files (digest)",
-    *(
-        f"CREATE TRIGGER orphans_after_{event} AFTER {event} ON files BEGIN DELETE FROM contents "
-        "WHERE digest = OLD.digest AND NOT EXISTS (SELECT 1 FROM files WHERE files.digest = OLD.digest); END"
-        for event in ("UPDATE", "DELETE")
-    ),
+    "CREATE TRIGGER orphans_after_DELETE AFTER DELETE ON files BEGIN DELETE FROM contents "
+    "WHERE digest = OLD.digest AND NOT EXISTS (SELECT 1 FROM files WHERE files.digest = OLD.digest); END",
     *(
         f"CREATE TRIGGER generation_after_{event} AFTER {event} ON contents BEGIN "
         "UPDATE facts SET value = value + 1 WHERE name = 'generation'; END"
         for event in ("INSERT", "UPDATE", "DELETE")
     ),
+)
+FORGET_ORPHAN = (
+    "DELETE FROM contents WHERE digest = ? AND NOT EXISTS (SELECT 1 FROM files WHERE files.digest = contents.digest)"
 )
 NOTE_FILE = (
     "INSERT INTO files VALUES (?, ?, ?, ?, ?) ON CONFLICT (path) DO UPDATE SET "
@@ -131,6 +131,8 @@ class VectorStore:
         }
         self.path.mkdir(parents=True, exist_ok=True)
         with self._transaction(write=True) as database:
+            if database.execute("SELECT 1 FROM sqlite_master WHERE name = 'facts'").fetchone():
+                return  # another process was faster
             for statement in SCHEMA:
                 database.execute(statement)
             database.executemany("INSERT INTO facts VALUES (?, ?)", facts.items())
@@ -162,9 +164,13 @@ class VectorStore:
             return database.execute("SELECT COUNT(*) FROM contents").fetchone()[0]
 
     def files(self) -> list[Seen]:
-        """All files it knows, those that cannot be read included."""
+        """All files it knows, those that cannot be read included; not those whose content has gone."""
+        known = (
+            "SELECT path, size, changed, digest, error FROM files "
+            "WHERE digest IS NULL OR digest IN (SELECT digest FROM contents)"
+        )
         with self._transaction() as database:
-            rows = database.execute("SELECT path, size, changed, digest, error FROM files").fetchall()
+            rows = database.execute(known).fetchall()
         return [Seen(File(os.fsdecode(path), size, changed), *found) for path, size, changed, *found in rows]
 
     def known(self, digests: Iterable[bytes]) -> set[bytes]:
@@ -195,7 +201,10 @@ class VectorStore:
             notes = [
                 (os.fsencode(one.file.path), one.file.size, one.file.changed, one.digest, one.error) for one in seen
             ]
+            before = "SELECT digest FROM files WHERE path = ? AND digest IS NOT NULL"
+            left = {row for path, *_ in notes for row in database.execute(before, (path,))}
             database.executemany(NOTE_FILE, notes)
+            database.executemany(FORGET_ORPHAN, left)  # only now: files may have exchanged their contents
 
     def drop(self, paths: Collection[str]) -> None:
         """Forget files, and close the gaps that contents without a file have left, now or earlier."""

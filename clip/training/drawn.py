@@ -712,7 +712,7 @@ def write_folder(
     with open(folder / "captions.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(("image", "caption", "id"))
-        for number in tqdm(range(count), desc="drawing", unit="picture"):
+        for number in tqdm(range(count), desc="drawing", unit="picture", disable=None):
             rng = random.Random(f"folder {seed} {number}")
             scene = sample_scene(rng, held_out)
             name = f"{number:05}.png"
