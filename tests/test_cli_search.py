@@ -60,7 +60,7 @@ def test_the_first_run_embeds_and_the_next_needs_no_arguments(folder, capsys):
     assert main(["index", "-o", "x", "--json", "--device", "cpu"]) == 0
     assert json.loads(capsys.readouterr().out) == {
         "index": "x",
-        "model": "model.safetensors",
+        "model": str(folder / "model.safetensors"),  # so that a search may start from anywhere
         "pictures": 4,
         "embedded": 0,
         "recognised": 0,

@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import asdict
 
+from ..clip import available_models
 from ..tasks.retrieval import Index, model_of
 from .command import add_command, add_model_options, count, load_model
 
@@ -45,6 +47,8 @@ def add_index_command(commands: argparse._SubParsersAction) -> None:
 
 def _index(options: argparse.Namespace) -> int:
     options.model = options.model or model_of(options.out) or MODEL
+    if options.model not in available_models() and os.path.isfile(options.model):
+        options.model = os.path.abspath(options.model)  # a search may start from another folder
     model, preprocess = load_model(options)
     try:
         index = Index.build(
