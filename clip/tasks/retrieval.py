@@ -20,12 +20,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count, islice
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from tqdm import tqdm
 
+from ..checkpoints.released import sha256_of
 from ..model import CLIP
 from ..preprocess import Preprocess
 from .encode import Rows, embed_pictures, embed_texts
@@ -436,14 +438,10 @@ def _is_below(path: str, folders: Iterable[str]) -> bool:
 
 def _look(file: File) -> Seen:
     """The sha256 of a file's content, or why it cannot be read."""
-    digest = hashlib.sha256()
     try:
-        with open(file.path, "rb") as stream:
-            while block := stream.read(2**20):
-                digest.update(block)
+        return Seen(file, sha256_of(Path(file.path)).digest())
     except OSError as error:
         return Seen(file, None, error.strerror or str(error))
-    return Seen(file, digest.digest())
 
 
 def _sound(rows: Rows) -> tuple[torch.Tensor, dict[int, str]]:
