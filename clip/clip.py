@@ -193,8 +193,9 @@ def tokenize(texts: str | Iterable[str], context_length: int = 77, truncate: boo
             if not truncate:
                 kept = _tokenizer.decode(row[1 : context_length - 1])
                 raise RuntimeError(
-                    f"text {i} has {len(row)} tokens with its start and end, more than the context length of "
-                    f"{context_length}; shorten it, or pass truncate=True to cut it after ...{kept[-40:]!r}"
+                    f"text {i}, {_tokenizer.decode(row[1:9])!r}..., has {len(row)} tokens with its start and end, more "
+                    f"than the context length of {context_length}; shorten it, or set `truncate` to cut it after "
+                    f"...{kept[-40:]!r}"
                 )
             row = [*row[: context_length - 1], row[-1]]
         tokens[i, : len(row)] = row
@@ -249,7 +250,7 @@ def find_device(device: str | int | torch.device | None) -> torch.device:
         raise ValueError(f'device must be like "cpu", "cuda", "cuda:1", "mps" or "auto", got {device!r}') from error
     there = {"cuda": cuda and (chosen.index or 0) < torch.cuda.device_count(), "mps": mps}
     if not there.get(chosen.type, True):
-        raise RuntimeError(f'there is no device {chosen} here; pass device="cpu", or "auto" for what there is')
+        raise RuntimeError(f'there is no device {chosen} here; expected "cpu", or "auto" for the best there is')
     return chosen
 
 

@@ -36,6 +36,9 @@ from torch.nn import functional as F
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+# What the names of picture files end in; of two pictures in one sample of a tar shard, the earlier here is taken.
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
+
 # A sliver such as 1 x 60000 grows to 13 million rows when its short side becomes 224: refuse beyond a gigabyte.
 MAX_RESIZED_PIXELS = 2**28
 

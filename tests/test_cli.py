@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -189,9 +190,20 @@ def test_a_reader_that_leaves_early_gets_no_traceback(folder):
     process = subprocess.Popen(command(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.readline()
     process.stdout.close()
-    assert process.wait(timeout=60) == 1
+    assert process.wait(timeout=60) == 141
     assert b"Traceback" not in process.stderr.read()
     process.stderr.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep file names in Unicode")
+def test_names_that_are_no_text_are_printed_all_the_same(folder):
+    name = os.fsencode(folder) + b"/na\xefve.png"
+    shutil.copy(folder / "red.png", name)
+    options = ["--labels", "a", "b", "--model", folder / "model.safetensors", "--device", "cpu"]
+    strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    call = [sys.executable, "-m", "clip", "classify", name, *options]
+    done = subprocess.run(call, env=strict, capture_output=True, timeout=60, check=True)
+    assert rb"na\udcefve.png" in done.stdout
 
 
 def test_an_interrupt_ends_the_command_quietly(folder):

@@ -1,6 +1,7 @@
 import hashlib
 import importlib.metadata
 import json
+import os
 import re
 import sys
 import zipfile
@@ -162,6 +163,15 @@ def test_a_file_cut_short_is_found_even_in_a_hurry(released, capsys):
     assert (code, problems(findings)) == (1, [("weights", "RN50")])
 
 
+@pytest.mark.parametrize("options", [[], ["--quick"]])
+def test_a_file_that_cannot_be_read_is_not_called_damaged(released, capsys, options):
+    released.unlink()
+    released.mkdir()
+    code, findings = examine(capsys, *options)
+    assert code == 1
+    assert findings["weights", "RN50"]["problem"].startswith("cannot be read: ")
+
+
 def test_a_download_under_way_is_told(released, capsys):
     (released.parent / "ViT-B-32.pt.part").write_bytes(bytes(3 << 20))
     code, findings = examine(capsys)
@@ -175,6 +185,23 @@ def test_a_cache_that_is_a_file_and_a_full_disk_are_wrong(healthy, monkeypatch, 
     monkeypatch.setenv("CLIP_CACHE", str(healthy / "file"))
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 30))
     assert problems(examine(capsys)[1]) == [("weights", "cache"), ("weights", "free disk")]
+
+
+def test_a_folder_that_may_not_be_looked_into_is_wrong_and_no_crash(healthy, monkeypatch, capsys):
+    (healthy / "locked").mkdir()
+    monkeypatch.setenv("CLIP_CACHE", str(healthy / "locked" / "clip"))
+    monkeypatch.setattr(doctor.sys, "path", [str(healthy / "locked" / "packages")])
+    inside, stat = str(healthy / "locked") + os.sep, os.stat
+
+    def forbidden(path, **options):
+        if str(path).startswith(inside):
+            raise PermissionError(13, "Permission denied", path)
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", forbidden)  # root may look into everything
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    code, findings = examine(capsys)
+    assert (code, problems(findings)) == (1, [("weights", "cache")])
 
 
 def test_a_cache_that_is_not_there_yet_is_not_wrong(healthy, monkeypatch, capsys):

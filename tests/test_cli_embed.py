@@ -9,7 +9,7 @@ from PIL import Image
 
 import clip
 from clip.app.cli import main
-from clip.tasks.encode import embed_texts
+from clip.tasks.encode import encode_texts
 
 TEXTS = ["a red fish", "ein Fahrrad ist grün", "a cat"]
 
@@ -61,13 +61,15 @@ def test_texts_come_as_arguments_from_a_file_or_from_a_pipe(tmp_path, monkeypatc
     file = read(tmp_path / "t.npz")
     assert file["names"].tolist() == TEXTS
     assert file["kind"].item() == "texts"
-    np.testing.assert_allclose(file["features"], embed_texts(clip.load("tiny", "cpu")[0], TEXTS).numpy(), atol=1e-5)
+    np.testing.assert_allclose(file["features"], encode_texts(clip.load("tiny", "cpu")[0], TEXTS).numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize(("arguments", "tower"), [(["one.png"], "image"), (["--text", "a"], "text")])
 def test_only_the_tower_that_is_needed_is_loaded(folder, tmp_path, monkeypatch, arguments, tower):
     asked = []
-    monkeypatch.setattr("clip.app.embed.load", lambda *a, **options: asked.append(options) or clip.load(*a, **options))
+    monkeypatch.setattr(
+        "clip.app.command.load", lambda *a, **options: asked.append(options) or clip.load(*a, **options)
+    )
     monkeypatch.chdir(folder)
     assert embed(*arguments, out=tmp_path / "x.npz") == 0
     assert asked[0]["tower"] == tower
@@ -88,7 +90,7 @@ def test_a_bad_picture_has_no_row_is_told_and_is_not_fatal(folder, tmp_path, cap
 def test_nothing_is_written_if_no_picture_can_be_read(folder, tmp_path, capsys):
     (tmp_path / "old.npz").write_bytes(b"old")
     assert embed(folder / "broken.png", out=tmp_path / "old.npz") == 2
-    assert "none of the 1 pictures can be read" in capsys.readouterr().err
+    assert "no picture can be read (1 tried)" in capsys.readouterr().err
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("old.npz", b"old")]
 
 
@@ -119,6 +121,12 @@ def test_another_size_is_used_and_its_cost_is_one_line_on_stderr(folder, tmp_pat
     assert not np.allclose(large, plain, atol=1e-3)
 
 
+@pytest.mark.parametrize(("texts", "said"), [(["a cat"], "1 text, 256"), (["a cat", "a dog"], "2 texts, 256")])
+def test_one_is_said_in_the_singular(tmp_path, capsys, texts, said):
+    assert embed("--text", *texts, out=tmp_path / "t.npz") == 0
+    assert said in capsys.readouterr().out
+
+
 def test_a_text_that_is_too_long_stops_the_command_unless_it_may_be_cut(tmp_path, capsys):
     assert embed("--text", "dog " * 90, out=tmp_path / "t.npz") == 2
     assert "context length of 77" in capsys.readouterr().err
@@ -134,7 +142,7 @@ def test_a_text_that_is_too_long_stops_the_command_unless_it_may_be_cut(tmp_path
         (["--texts", "nowhere.txt"], "No such file"),
         (["--texts", "empty.txt"], "there is no text in it"),
         (["--texts", "one.png"], "expected a text in UTF-8"),
-        (["--text", "a", "--image-size", "64"], "about the image tower"),
+        (["--text", "a", "--image-size", "64"], "--image-size is about pictures"),
         (["one.png", "--image-size", "3"], "multiple of"),
     ],
 )

@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import shutil
 import sys
 
 import pytest
@@ -18,7 +19,7 @@ from clip.app.evaluate import TEMPLATES
 from clip.app.published import datasets, published
 from clip.checkpoints.released import MODELS, sha256_of
 from clip.preprocess import Preprocess
-from clip.tasks.encode import embed_pictures, embed_texts, gather
+from clip.tasks.encode import encode_images, encode_texts, gather
 from clip.tasks.metrics import mean_reciprocal_rank_at_k, recall_at_k
 from clip.training.data import read_captions
 from clip.training.drawn import Scene, Thing, draw_scene, write_folder
@@ -128,8 +129,8 @@ def test_retrieval_says_what_the_library_says_in_both_directions(data, capsys):
 
     model, preprocess = clip.load("tiny", device="cpu")
     items = read_captions(data / "captioned" / "captions.csv")
-    images = gather(embed_pictures(model, preprocess, [item.source for item in items])).values
-    similarities = images @ embed_texts(model, [item.captions[0] for item in items]).T
+    images = gather(encode_images(model, preprocess, [item.source for item in items])).values
+    similarities = images @ encode_texts(model, [item.captions[0] for item in items]).T
     identities = [item.identity for item in items]
     right = torch.tensor([[one == other for other in identities] for one in identities])
     for name, *asked in (("picture_to_text", similarities, right), ("text_to_picture", similarities.T, right.T)):
@@ -150,7 +151,7 @@ def test_several_captions_of_a_picture_ask_one_by_one_and_are_all_right(data, tm
 
 def test_a_prefix_is_put_before_each_caption(data, capsys, monkeypatch):
     seen = []
-    monkeypatch.setattr(evaluate, "embed_texts", lambda model, texts, **_: seen.extend(texts) or torch.rand(20, 256))
+    monkeypatch.setattr(evaluate, "encode_texts", lambda model, texts, **_: seen.extend(texts) or torch.rand(20, 256))
     run(capsys, "retrieval", data / "captioned" / "captions.csv", "--prefix", "a photo of ")
     assert len(seen) == 20
     assert all(text.startswith("a photo of ") for text in seen)
@@ -165,9 +166,30 @@ def test_a_linear_probe_learns_kinds_of_thing(data, capsys, own):
     code, out, _ = run(capsys, "linear-probe", data / "train", data / "test", *validation, "--json")
     answer = json.loads(out)
     assert code == 0
-    assert (answer["pictures"], answer["classes"]) == (15, 3)
+    assert (answer["train_pictures"], answer["test_pictures"], answer["classes"]) == (15, 15, 3)
+    assert answer.get("validation_pictures") == (15 if own else None)
     assert answer["top_1"] >= 0.8
     assert 1e-6 <= answer["strength"] <= 1e6
+
+
+def test_the_pictures_of_each_set_are_counted_by_themselves(data, tmp_path, capsys):
+    sets = {"train": 2, "validation": 1, "test": 0}
+    for name, broken in sets.items():
+        shutil.copytree(data / name, tmp_path / name)
+        for number in range(broken):
+            (tmp_path / name / "key" / f"broken {number}.png").write_bytes(b"no picture")
+    arguments = ["linear-probe", tmp_path / "train", tmp_path / "test", "--validation", tmp_path / "validation"]
+    code, out, err = run(capsys, *arguments, "--json")
+    answer = json.loads(out)
+    assert code == 1
+    assert {name: answer[f"{name}_unreadable"] for name in sets} == sets
+    assert {answer[f"{name}_pictures"] for name in sets} == {15}
+    assert err.count("broken") == 3
+
+    _, out, _ = run(capsys, *arguments)
+    rows = [line.split() for line in out.splitlines()]
+    assert ["train", "pictures", "15"] in rows
+    assert ["train", "unreadable", "2"] in rows
 
 
 def test_a_class_that_was_not_learned_cannot_be_tested(data, capsys):
@@ -190,7 +212,7 @@ def test_without_scikit_learn_a_probe_says_so_before_it_computes(data, capsys, m
 
 def test_the_published_figure_stands_beside_the_measured_one_with_its_source(data, capsys, monkeypatch):
     stand_in = filled(TINY["vit"]), Preprocess(TINY["vit"]["image_resolution"])
-    monkeypatch.setattr(evaluate, "load_model", lambda options: stand_in)
+    monkeypatch.setattr(evaluate, "load_model", lambda options, **_: stand_in)
     _, out, _ = run(capsys, "zero-shot", data / "fish", "--dataset", "imagenet", model="ViT-B/32")
     [row] = [line for line in out.splitlines() if line.startswith("top-1")]
     assert "63.2 % (CLIP Table 11), 63.32 % (open_clip), 63.33 % (CLIP_benchmark)" in row
@@ -199,6 +221,11 @@ def test_the_published_figure_stands_beside_the_measured_one_with_its_source(dat
     _, out, _ = run(capsys, "zero-shot", data / "fish", "--dataset", "imagenet", "--json", model="ViT-B/32")
     first = json.loads(out)["published"][0]
     assert first == {"name": "top_1", "percent": 63.2, "source": "CLIP Table 11"}
+
+
+def test_the_papers_top_5_accuracy_is_known():
+    [figure, _] = [each for each in published("zero-shot", "imagenet", "ViT-L/14@336px") if each.name == "top_5"]
+    assert (figure.percent, figure.source) == (95, "CLIP §3.1.3, by one transcription")
 
 
 def test_a_released_file_is_known_by_its_content(data, tmp_path, capsys, monkeypatch):
@@ -240,14 +267,12 @@ def test_figures_of_different_sources_are_near_each_other():
 # Pictures that cannot be read, and what else can go wrong
 
 
-@pytest.mark.parametrize("task", ["zero-shot", "linear-probe"])
-def test_a_bad_picture_is_named_and_left_out(data, tmp_path, capsys, task):
+def test_a_bad_picture_is_named_and_left_out(tmp_path, capsys):
     for kind in ("house", "key"):
         for number, colour in enumerate(COLOURS):
             draw(kind, colour, 0, tmp_path / kind / f"{number}.png")
     (tmp_path / "key" / "broken.png").write_bytes(b"no picture")
-    before = [data / "train"] if task == "linear-probe" else []
-    code, out, err = run(capsys, task, *before, tmp_path, "--json")
+    code, out, err = run(capsys, "zero-shot", tmp_path, "--json")
     answer = json.loads(out)
     assert code == 1
     assert (answer["pictures"], answer["unreadable"]) == (10, 1)
@@ -260,17 +285,27 @@ def test_a_bad_picture_is_named_and_left_out(data, tmp_path, capsys, task):
         (["zero-shot", "DATA/nowhere.csv"], "nowhere.csv"),
         (["zero-shot", "DATA/fish", "--templates", "cats"], "nor is it one of pets, photo, satellite, sizes"),
         (["zero-shot", "DATA/fish", "--templates", "DATA/few.txt"], "where the label goes"),
-        (["zero-shot", "DATA/fish", "--labels", "DATA/few.txt"], "how 'black fish' is called, nor 3 others"),
+        (["zero-shot", "DATA/fish", "--labels", "DATA/few.txt"], "'black fish' is called (missing: 4 of 5 classes)"),
         (["zero-shot", "DATA/fish", "--labels", "DATA/empty.txt"], "at least one line"),
-        (["zero-shot", "DATA/fish", "--labels", "DATA/twice.txt"], "'red fish' comes twice"),
+        (["zero-shot", "DATA/fish", "--labels", "DATA/twice.txt"], "line 2: the class 'red fish' stands in line 1"),
+        (["zero-shot", "DATA/fish", "--labels", "DATA/cranes.txt"], "line 3: the name 'crane' stands in line 1"),
+        (["zero-shot", "DATA/spaces"], "'a fish' and 'a_fish' are one class"),
+        (["zero-shot", "DATA/spaces.jsonl"], "'a fish' and 'a_fish' are one class"),
+        (["linear-probe", "DATA/one", "DATA/one"], "at least two classes, got only 'a fish'"),
         (["zero-shot", "DATA/two.jsonl"], "expected one class a picture"),
-        (["retrieval", "DATA/two.jsonl"], "none of the 1 pictures can be read"),
+        (["retrieval", "DATA/two.jsonl"], "no picture can be read (1 tried)"),
     ],
 )
 def test_what_the_user_can_mend_is_one_line_and_exit_code_2(data, capsys, arguments, message):
     (data / "few.txt").write_text("red fish\n")
     (data / "twice.txt").write_text("red fish\nred_fish\n")
+    (data / "cranes.txt").write_text("bird\tcrane\n\nmachine\tcrane\n")
     (data / "empty.txt").write_text("# nothing\n")
+    for folder in ("one/a_fish", "spaces/a_fish", "spaces/a fish"):
+        (data / folder).mkdir(parents=True, exist_ok=True)
+        (data / folder / "1.png").touch()
+    spaces = [{"image_path": f"{name}.png", "caption": name} for name in ("a fish", "a_fish")]
+    (data / "spaces.jsonl").write_text("\n".join(map(json.dumps, spaces)))
     (data / "two.jsonl").write_text('{"image_path": "a.png", "captions": ["cat", "dog"]}')
     code, out, err = run(capsys, *(argument.replace("DATA", str(data)) for argument in arguments))
     assert (code, out) == (2, "")
@@ -308,6 +343,28 @@ def test_one_confusion_among_480_classes_can_be_seen(tmp_path):
     left, top, right, bottom = changed.point(lambda level: 255 * (level > 20)).getbbox()
     assert 3 <= right - left <= 5
     assert 3 <= bottom - top <= 5
+
+
+def test_names_are_drawn_as_they_are_written(tmp_path):
+    draw_confusion(torch.tensor([[1, 1], [0, 2]]), ["$\\nonsense$", "$"], tmp_path / "matrix.png")  # no formulas
+
+
+@pytest.mark.parametrize("name", ["matrix", "matrix.xyz", "nowhere/matrix.png"])
+def test_a_picture_that_cannot_be_written_is_told_before_the_work(data, capsys, monkeypatch, name):
+    monkeypatch.setattr(evaluate, "read_captions", None)
+    with pytest.raises(SystemExit) as stop:
+        run(capsys, "zero-shot", data / "test", "--confusion", name)
+    assert stop.value.code == 2
+    assert "--confusion" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", [["zero-shot", "test"], ["linear-probe", "train", "test"]], ids=lambda task: task[0])
+def test_without_matplotlib_the_command_says_so_before_the_work(data, capsys, monkeypatch, task):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(evaluate, "read_captions", None)
+    code, _, err = run(capsys, task[0], *(data / name for name in task[1:]), "--confusion", "matrix.png")
+    assert code == 2
+    assert "pip install clip-from-scratch[evaluate]" in err
 
 
 def test_without_matplotlib_one_sentence_names_the_extra(tmp_path, monkeypatch):

@@ -81,6 +81,26 @@ def test_the_picture_shows_the_original_and_a_map_for_each_text(folder, capsys):
         assert panel[:, : left - 4].mean() > np.asarray(original)[:, : left - 4].mean() + 50  # paler
 
 
+def test_a_text_that_would_break_the_table_is_cut_and_json_has_the_whole(folder, capsys):
+    texts = ["a dog\n\tand\x1b[31m " + "very " * 50 + "red", "a cat"]
+    assert run(folder, texts=texts) == 0
+    _, header, *rows = capsys.readouterr().out.splitlines()
+    assert [row[:17] for row in rows] == ["  a dog and [31m ", "  a cat          "]
+    assert {len(row) for row in rows} == {len(header)}
+    assert len(header) < 100
+    assert run(folder, texts=texts, options=["--json"]) == 0
+    assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == texts
+
+
+@pytest.mark.parametrize("name", ["heat", "heat.xyz", "nowhere/heat.png"])
+def test_a_picture_that_cannot_be_written_is_told_before_the_work(folder, capsys, monkeypatch, name):
+    monkeypatch.setattr("clip.app.explain.load_model", None)
+    with pytest.raises(SystemExit) as stop:
+        run(folder, options=["-o", name])
+    assert stop.value.code == 2
+    assert "-o/--out" in capsys.readouterr().err
+
+
 def test_window_and_stride_reach_the_method(folder, capsys):
     answers = []
     for options in ([], ["--window", "8", "--stride", "8"]):
@@ -101,8 +121,6 @@ def test_a_picture_that_cannot_be_read_is_exit_code_1(folder, capsys, name, mess
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["-o", "heat"], "expected an ending that says the format"),
-        (["-o", "nowhere/heat.png"], "No such file"),
         (["--method", "grad-cam"], "grad-cam needs a ModifiedResNet as the image tower"),
         (["--window", "8"], "window and stride belong to occlusion"),
         (["--text", "dog " * 80], "context length of 77"),

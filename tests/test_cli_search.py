@@ -1,6 +1,5 @@
 """`clip index` and `clip search`, as a person or a pipe sees them."""
 
-import io
 import json
 import os
 import shutil
@@ -13,6 +12,8 @@ from conftest import TINY, filled
 from PIL import Image
 
 import clip
+from clip.app import index as index_command
+from clip.app import search as search_command
 from clip.app.cli import main
 from clip.tasks.retrieval import Index, Query
 
@@ -54,8 +55,12 @@ def search(*arguments):
 def test_the_first_run_embeds_and_the_next_needs_no_arguments(folder, capsys):
     assert main(["index", "photos", "-o", "x", "--model", "model.safetensors", "--device", "cpu"]) == 0
     out, err = capsys.readouterr()
-    assert out == "x: 5 different pictures; 5 embedded, 1 copies or moved, 0 unchanged, 0 dropped\n"
+    assert out == "x: 5 different pictures; 5 embedded, 1 copied or moved, 0 unchanged, 0 dropped\n"
     assert err == ""
+    (folder / "one").mkdir()
+    shutil.copy(folder / "photos/a.png", folder / "one")
+    assert main(["index", "one", "-o", "y", "--model", "model.safetensors", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.startswith("y: 1 different picture; ")
     (folder / "photos/b.png").unlink()
     assert main(["index", "-o", "x", "--json", "--device", "cpu"]) == 0
     assert json.loads(capsys.readouterr().out) == {
@@ -123,6 +128,67 @@ def test_recall_is_told_on_request(capsys):
     assert "recall  1.000 of the 5 nearest, found by faiss-flat" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("form", [[], ["--json"], ["--recall"], ["--grid", "matches.png"]])
+def test_an_index_of_nothing_is_said_to_be_empty(folder, capsys, form):
+    (folder / "nothing").mkdir()
+    assert main(["index", "nothing", "-o", "photos.clipindex", "--model", "model.safetensors", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.startswith("photos.clipindex: 0 different pictures; ")
+    assert search("a dog", *form) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "clip search: photos.clipindex: the index is empty; clip index fills it\n"
+    assert not Path("matches.png").exists()
+
+
+@pytest.mark.usefixtures("index")
+def test_only_the_tower_that_embeds_the_queries_is_loaded(monkeypatch, capsys):
+    towers = []
+    load = search_command.load_model
+    monkeypatch.setattr(
+        search_command, "load_model", lambda options, tower: (towers.append(tower), load(options, tower=tower))[1]
+    )
+    for arguments in (
+        ["a dog", "a cat", "--less", "snow"],
+        ["--image", "photos/a.png", "--more", "photos/b.png"],
+        ["a dog", "--image", "photos/a.png"],
+        ["a dog", "--more", "photos/a.png"],
+    ):
+        assert search(*arguments) == 0
+    assert towers == ["text", "image", None, None]
+
+
+@pytest.mark.usefixtures("index")
+def test_a_typing_error_costs_no_model_and_makes_no_index(folder, capsys, monkeypatch):
+    for module in (index_command, search_command):
+        monkeypatch.setattr(module, "load_model", lambda *arguments, **options: pytest.fail("a model was loaded"))
+    model = ["--model", "model.safetensors"]
+    for arguments, message in (
+        (["index", "photo", "-o", "new", *model], "photo: there is no such folder"),
+        (["index", "photos/a.png", "-o", "new", *model], "a.png: there is no such folder"),
+        (["index", "-o", "new", *model], "at least one folder"),
+        (["search", "a dog", "--index", "new", *model], "new: there is no index"),
+    ):
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err
+        assert not (folder / "new").exists()
+
+
+@pytest.mark.usefixtures("index")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--top", "0"], "argument --top: expected a positive number, got '0'"),
+        (["--top", "-3"], "argument --top: expected a positive number, got '-3'"),
+        (["--grid", "matches.xyz"], "argument --grid: expected a name ending in .jpeg"),
+        (["--weight", "much"], "argument --weight"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_at_once(arguments, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        search("a dog", *arguments)
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("index")
 def test_the_grid_shows_each_match(folder, monkeypatch):
     from matplotlib.figure import Figure
@@ -165,6 +231,7 @@ def test_errors_are_one_sentence(folder, capsys, monkeypatch):
     assert "at least one folder" in says("index", "-o", "new.clipindex", "--model", "model.safetensors")
     assert "none.png: No such file" in says("search", "--image", "none.png", *here)
     assert "cancel each other" in says("search", "a dog", "--less", "a dog", "--weight", 1, *here)
+    assert "finite" in says("search", "a dog", "--less", "snow", "--weight", "nan", *here)
     monkeypatch.setitem(sys.modules, "faiss", None)
     assert "pip install clip-from-scratch[search]" in says("search", "a dog", *here, "--backend", "faiss-ivf")
 
@@ -187,12 +254,24 @@ def test_stopped_by_hand_it_says_how_to_go_on(folder, capsys, monkeypatch):
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are Unicode there")
 @pytest.mark.usefixtures("index")
-def test_names_that_are_no_text_can_be_printed(folder, monkeypatch):
-    os.rename("photos/c.png", os.fsencode("photos/") + b"caf\xe9.png")
-    for arguments in (["index", "-o", "photos.clipindex"], ["search", "a dog", "--index", "photos.clipindex"]):
-        for form in ([], ["--json"]):
-            out = io.TextIOWrapper(io.BytesIO(), "utf-8", "strict")
-            monkeypatch.setattr(sys, "stdout", out)
-            assert main([*arguments, *form, "--device", "cpu"]) == 0
-            out.flush()
-    assert rb"caf\udce9.png" in out.buffer.getvalue()
+def test_names_that_are_no_text_or_would_move_the_cursor_are_escaped(folder, capsys):
+    name = os.fsencode("photos/") + b"caf\xe9\n\x1b[2J\x9b.png"
+    os.rename("photos/c.png", name)
+    shutil.copy("photos/a.png", "photos/a\tb.png")
+    Path("photos/no\rpicture.png").write_text("no picture")
+    assert main(["index", "-o", "photos.clipindex", "--device", "cpu"]) == 1
+    bad, _ = capsys.readouterr().err.splitlines()
+    assert rf"{folder}/photos/no\rpicture.png: empty, or not in" in bad
+
+    query, image = r"photos/caf\udce9\n\x1b[2J\udc9b.png", os.fsdecode(name)
+    assert search("--image", image, "--top", 5, "--grid", "matches.png") == 0
+    title, _, first, *others = capsys.readouterr().out.splitlines()
+    assert title == query
+    assert first == f"     1   1.000  {query}"
+    assert any(r"photos/a\tb.png  (and photos/a.png, photos/z.png)" in line for line in others)
+    assert len(others) == 5
+    os.remove(name)  # its name takes its place in the picture
+    assert search("a\x85dog", "--grid", "matches.png") == 0
+    assert capsys.readouterr().out.startswith(r"a\x85dog")
+    assert search("a dog", "--json") == 0
+    assert rb"caf\udce9" in capsys.readouterr().out.encode()

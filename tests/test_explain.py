@@ -12,7 +12,7 @@ from torch import nn
 import clip
 from clip.model import CLIP, convert_weights
 from clip.preprocess import Preprocess
-from clip.tasks.encode import embed_texts
+from clip.tasks.encode import encode_texts
 from clip.tasks.explain import METHODS, attention_maps, default_method, explain, seen_box, text_tokens, tokens
 from clip.training.drawn import draw_scene, sample_scene
 
@@ -216,7 +216,7 @@ def test_attention_is_the_papers_rule_with_gradients_taken_by_hand(tiny_vit):
     image = Preprocess(48)(picture)[None]
     extra = torch.zeros(3, 2, 10, 10, requires_grad=True)
     features, maps = attend_by_hand(tiny_vit.visual, image, extra)
-    logit = tiny_vit.logit_scale.exp() * F.cosine_similarity(features, embed_texts(tiny_vit, ["a cat"])[0], dim=0)
+    logit = tiny_vit.logit_scale.exp() * F.cosine_similarity(features, encode_texts(tiny_vit, ["a cat"])[0], dim=0)
     [gradient] = torch.autograd.grad(logit, extra)
     relevance = torch.eye(10)
     for block in range(3):
@@ -235,7 +235,7 @@ def test_grad_cam_is_the_papers_rule(tiny_rn):
     tiny_rn.visual(image)
     hook.remove()
     features = maps[0].detach().requires_grad_()  # (1, C, 2, 2)
-    cosine = F.cosine_similarity(tiny_rn.visual.attnpool(features)[0], embed_texts(tiny_rn, ["a cat"])[0], dim=0)
+    cosine = F.cosine_similarity(tiny_rn.visual.attnpool(features)[0], encode_texts(tiny_rn, ["a cat"])[0], dim=0)
     [gradient] = torch.autograd.grad(cosine, features)
     weights = gradient[0].flatten(1).mean(dim=1)
     grid = torch.tensordot(weights, features[0].detach(), dims=1).clamp(min=0)
@@ -263,7 +263,7 @@ class Brightness(nn.Module):
 def test_occlusion_counts_the_windows_that_cover_what_matters(place):
     model = fresh("vit")
     model.visual = Brightness(place)
-    axis = F.normalize(embed_texts(model, ["light"])[0, :2], dim=0)
+    axis = F.normalize(encode_texts(model, ["light"])[0, :2], dim=0)
     picture = Image.new("RGB", (32, 32))
     picture.putpixel(place[::-1], (255, 255, 255) if axis[0] > 0 else (0, 0, 0))
     if axis[0] <= 0:
@@ -326,6 +326,38 @@ def test_half_precision_shows_the_same_place(tower, dtype):
 def test_a_wrong_question_gets_a_sentence(tower, options, message):
     with pytest.raises(ValueError, match=message):
         explain(fresh(tower), Image.new("RGB", (50, 50)), "a cat", **options)
+
+
+@pytest.mark.parametrize("tower", TINY)
+def test_an_optimised_copy_is_asked_by_occlusion_and_refuses_the_rest(tower):
+    model, picture = fresh(tower), two_squares((0, 0), (1, 1))
+    copied = clip.optimize(model)
+    assert default_method(copied) == "occlusion"
+    heat = explain(model, picture, "a cat", "occlusion")
+    torch.testing.assert_close(explain(copied, picture, "a cat"), heat, atol=1e-2, rtol=0)
+    inside = METHODS_OF[tower][0]
+    for ask in (
+        lambda: explain(copied, picture, "a cat", inside),
+        lambda: tokens(copied, picture),
+        lambda: attention_maps(copied, picture),
+        lambda: text_tokens(copied, "a cat"),
+    ):
+        with pytest.raises(ValueError, match="needs the plain model"):
+            ask()
+
+
+def test_a_tower_that_is_missing_is_named():
+    text, image = (clip.load("tiny", "cpu", tower=tower)[0] for tower in ("text", "image"))
+    picture = two_squares((0, 0), (1, 1))
+    asks = (default_method, seen_box, tokens, attention_maps, explain)
+    for ask, arguments in zip(asks, ((), (picture,), (picture,), (picture,), (picture, "a cat")), strict=True):
+        for model in (text, clip.optimize(text)):
+            with pytest.raises(ValueError, match="expected a model with an image tower, got"):
+                ask(model, *arguments)
+    with pytest.raises(ValueError, match="text_tokens needs the plain model and its text tower, got ImageTower"):
+        text_tokens(image, "a cat")
+    with pytest.raises(RuntimeError, match="this model cannot embed texts"):
+        explain(image, picture, "a cat")
 
 
 # Features of single places

@@ -8,6 +8,7 @@ from conftest import TINY, filled
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
+import clip
 from clip.preprocess import Preprocess
 from clip.tasks import linear_probe
 from clip.tasks.encode import gather
@@ -154,6 +155,14 @@ def test_features_of_a_resnet_are_those_of_its_attention_pool(pictures):
     with torch.no_grad():
         expected = model.encode_image(torch.stack([preprocess(picture) for picture in pictures]))
     torch.testing.assert_close(features, expected)
+
+
+@pytest.mark.parametrize("name", ["OptimizedCLIP", "TextTower"])
+def test_a_model_without_features_before_the_projection_is_refused(pictures, name):
+    model, preprocess = filled(TINY["vit"]), Preprocess(TINY["vit"]["image_resolution"])
+    model = clip.optimize(model) if name == "OptimizedCLIP" else clip.load("tiny", "cpu", tower="text")[0]
+    with pytest.raises(ValueError, match=f"needs the plain model and its image tower, got {name}"):
+        gather(probe_features(model, preprocess, pictures))
 
 
 def test_the_model_is_left_as_it_was(pictures):

@@ -54,6 +54,19 @@ def test_not_a_number_stands_before_the_right_answer():
     assert ranks(torch.tensor([[torch.nan, 0.9, 0.1]]), torch.tensor([[False, True, False]])).tolist() == [2]
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.uint8, torch.bool])
+def test_integers_are_ranked_as_the_floats_they_are(dtype):
+    generator = torch.Generator().manual_seed(3)
+    similarities = torch.randint(5, (20, 6), generator=generator).to(dtype)
+    right = torch.arange(6) == torch.randint(6, (20, 1), generator=generator)
+    assert torch.equal(ranks(similarities, right), ranks(similarities.float(), right))
+
+
+def test_the_smallest_integers_are_told_apart():
+    similarities = torch.tensor([[torch.iinfo(torch.int64).min, 0]] * 2)
+    assert ranks(similarities, torch.eye(2, dtype=torch.bool)).tolist() == [2, 1]
+
+
 def test_a_cut_beyond_all_candidates_finds_everything():
     assert recall_at_k(torch.rand(3, 3), EYE, (10,)) == {10: 1}
 
@@ -166,6 +179,12 @@ def test_every_picture_is_counted_once_in_the_confusions_and_the_right_ones_on_t
     matrix = confusion_matrix(scores, targets)
     assert torch.equal(matrix.sum(dim=1), targets.bincount(minlength=5))
     assert matrix.trace() / 200 == pytest.approx(top_k_accuracy(scores, targets, (1,))[1])
+
+
+def test_integers_and_doubles_are_confused_only_where_they_are_equal():
+    scores = torch.tensor([[0, 2**24, 2**24 + 1]])  # the same in float32
+    for dtype in (torch.int64, torch.float64):
+        assert confusion_matrix(scores.to(dtype), torch.tensor([0])).nonzero().tolist() == [[0, 2]]
 
 
 def test_targets_that_do_not_fit_the_scores_are_refused():

@@ -13,7 +13,7 @@ from clip.checkpoints import read_checkpoint
 from clip.checkpoints.archive import Storage, StoredTensor
 from clip.checkpoints.mapped_file import MappedFile, map_file
 from clip.model import CLIP, ImageTower, TextTower
-from clip.tasks.encode import embed_pictures, embed_texts, gather
+from clip.tasks.encode import encode_images, encode_texts, gather
 
 # One head to 64 channels, as a file without a configuration implies
 SIZES = TINY["vit"] | {"transformer_heads": 1, "vocab_size": 50}
@@ -134,8 +134,8 @@ def test_the_absent_tower_says_why_it_is_absent(folder):
 def test_what_embeds_streams_needs_one_tower_only():
     text, _ = clip.load("tiny", device="cpu", tower="text")
     image, preprocess = clip.load("tiny", device="cpu", tower="image")
-    assert embed_texts(text, ["a dog"]).norm() == pytest.approx(1)
-    rows = gather(embed_pictures(image, preprocess, [Image.new("RGB", (30, 40), "red")]))
+    assert encode_texts(text, ["a dog"]).norm() == pytest.approx(1)
+    rows = gather(encode_images(image, preprocess, [Image.new("RGB", (30, 40), "red")]))
     assert rows.values.norm() == pytest.approx(1)
 
 

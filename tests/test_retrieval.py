@@ -15,9 +15,11 @@ from conftest import TINY, filled
 from PIL import Image
 
 import clip
+from clip.model import CLIP, TOWERS, config_of
+from clip.optimize import OptimizedCLIP
 from clip.preprocess import ImageError, Preprocess, open_image
 from clip.tasks import retrieval
-from clip.tasks.retrieval import Index, Query, model_of, weights_digest
+from clip.tasks.retrieval import Index, Query, folders_of, model_of, tower_digests
 
 SIZE = TINY["vit"]["image_resolution"]
 
@@ -28,16 +30,23 @@ def model():
 
 
 @pytest.fixture
-def embedded(model, monkeypatch):
-    """The number of pictures in each batch that the model embeds."""
-    sizes, encode_image = [], model.encode_image
+def embedded(monkeypatch):
+    """The number of pictures in each batch that a model, or its optimised copy, embeds."""
+    sizes, encode_image = [], CLIP.encode_image
 
-    def counted(images):
+    def counted(self, images):
         sizes.append(len(images))
-        return encode_image(images)
+        return encode_image(self, images)
 
-    monkeypatch.setattr(model, "encode_image", counted)
+    monkeypatch.setattr(CLIP, "encode_image", counted)
     return sizes
+
+
+def one_tower(model, tower):
+    """The model without its other tower."""
+    alone = TOWERS[tower](config_of(model))
+    alone.load_state_dict({name: model.state_dict()[name] for name in alone.state_dict()})
+    return alone.eval()
 
 
 def paint(path, seed):
@@ -146,6 +155,26 @@ def test_an_index_of_nothing_finds_nothing(model, tmp_path):
     index = build(tmp_path / "photos", model)
     assert index.search("a dog", "a cat") == [[], []]
     assert len(index) == 0
+    with pytest.raises(ValueError, match=r"photos\.clipindex: the index is empty"):
+        index.recall("a dog")
+
+
+def test_recall_is_the_share_of_the_nearest_that_the_backend_finds(model, photos):
+    index = build(photos, model)
+    assert index.recall("a dog", "a cat", top=50) == 1
+
+    class Forgetful:
+        """Finds two of the four nearest of the first query, one of those of the second."""
+
+        def nearest(self, queries, top):
+            cosines, places = retrieval.ExactSearch(index._snapshot.vectors).nearest(queries, top)
+            places[0, 2:], places[1, 1:] = -1, -1
+            return cosines, places
+
+    index._backend = Forgetful()
+    assert index.recall("a dog", Path(pictures(photos)[0]), top=4) == 3 / 8
+    with pytest.raises(ValueError, match="at least one query"):
+        index.recall()
 
 
 @pytest.mark.parametrize("backend", ["faiss-flat", "faiss-ivf", "faiss-hnsw", "qdrant"])
@@ -313,14 +342,34 @@ def test_a_folder_that_is_not_there_drops_nothing(model, photos):
     with pytest.raises(NotADirectoryError, match="there is no such folder"):
         index.update()
     assert len(index) == 7
-    with pytest.raises(ValueError, match="at least one folder"):
-        Index.build(photos.parent / "new", [], model, Preprocess(SIZE), "some model")
 
 
-def test_a_vector_that_is_no_number_is_an_error_of_its_picture(photos):
-    model = filled(TINY["vit"])
-    encode_image = model.encode_image
-    model.encode_image = lambda images: encode_image(images).index_fill(0, torch.tensor([2]), torch.nan)
+@pytest.mark.parametrize(
+    ("names", "error", "message"),
+    [
+        ([], ValueError, "at least one folder"),
+        (["photos", "nowhere"], NotADirectoryError, "nowhere: there is no such folder"),
+        (["photos/a.png"], NotADirectoryError, r"a\.png: there is no such folder"),
+    ],
+)
+def test_folders_are_looked_for_before_anything_is_made(model, photos, names, error, message):
+    path, folders = photos.parent / "new.clipindex", [photos.parent / name for name in names]
+    for call in (folders_of, lambda *about: Index.build(*about, model, Preprocess(SIZE), "some model")):
+        with pytest.raises(error, match=message):
+            call(path, folders)
+        assert not path.exists()
+
+
+def test_the_folders_of_an_index_are_those_given_or_those_of_last_time(model, photos):
+    build(photos, model)
+    path, below = photos.parent / "photos.clipindex", photos / "below"
+    assert folders_of(path) == [str(photos)]
+    assert folders_of(path, [below, below]) == [str(below)]
+
+
+def test_a_vector_that_is_no_number_is_an_error_of_its_picture(model, photos, monkeypatch):
+    encode_image, third = CLIP.encode_image, torch.tensor([2])
+    monkeypatch.setattr(CLIP, "encode_image", lambda *of: encode_image(*of).index_fill(0, third, torch.nan))
     index = build(photos, model)
     assert index.changes.errors == {sorted(pictures(photos))[2]: "the model's answer is no number"}
     assert len(index) == 6
@@ -346,29 +395,103 @@ def test_links_that_lead_nowhere_and_pipes_are_no_pictures(model, photos):
 # Whose index it is
 
 
-def test_the_digest_is_the_weights_not_the_copy(tmp_path, model):
-    digest = weights_digest(model)
+@pytest.mark.parametrize("name", ["vit", "rn"])
+def test_a_digest_is_of_the_weights_of_one_tower_not_of_the_copy(tmp_path, name):
+    model = filled(TINY[name])
+    digests = tower_digests(model)
     clip.save(model, tmp_path / "model.safetensors")
     for dtype in (torch.float16, torch.float32):
-        loaded, _ = clip.load(tmp_path / "model.safetensors", "cpu", dtype=dtype)
-        assert weights_digest(loaded) == digest
-    assert weights_digest(filled(TINY["vit"], salt="other")) != digest
+        for tower in (None, "image", "text"):
+            loaded, _ = clip.load(tmp_path / "model.safetensors", "cpu", dtype=dtype, tower=tower)
+            assert tower_digests(loaded) == {tower: digests[tower]} if tower else digests
+    with torch.no_grad():
+        model.logit_scale.add_(1)
+        assert tower_digests(model) == digests
+        model.ln_final.bias[3] += 1
+    assert tower_digests(model)["image"] == digests["image"]
+    assert tower_digests(model)["text"] != digests["text"]
 
 
 @pytest.mark.requires_cuda
 def test_the_digest_is_the_same_on_a_gpu(model):
-    assert weights_digest(filled(TINY["vit"]).cuda()) == weights_digest(model)
+    assert tower_digests(filled(TINY["vit"]).cuda()) == tower_digests(model)
 
 
 def test_an_index_refuses_another_model(model, photos):
     build(photos, model)
     path, other = photos.parent / "photos.clipindex", filled(TINY["vit"], salt="other")
     assert model_of(path) == "some model"
-    message = f"made by 'some model' with the weights {weights_digest(model)[:12]}, and these are"
+    message = f"made by 'some model', whose text tower has the weights {tower_digests(model)['text'][:12]}, and these"
     with pytest.raises(ValueError, match=message):
         Index.open(path, other, Preprocess(SIZE))
     with pytest.raises(ValueError, match=message):
         Index.build(path, [photos], other, Preprocess(SIZE), "other model")
+    for tower in TOWERS:
+        with pytest.raises(ValueError, match=f"whose {tower} tower has the weights"):
+            Index.open(path, one_tower(other, tower), Preprocess(SIZE))
+
+
+def test_an_index_that_holds_nothing_takes_another_model(model, photos, monkeypatch):
+    path, one, other = photos.parent / "photos.clipindex", photos.parent / "one", filled(TINY["vit"], salt="other")
+    paint(one / "a.png", 50)
+    with monkeypatch.context() as patch:
+        encode_image = CLIP.encode_image
+        patch.setattr(CLIP, "encode_image", lambda *of: encode_image(*of) * torch.nan)
+        first = build(one, model)
+    assert len(first) == 0
+    second = Index.build(path, [one], other, Preprocess(SIZE), "other model")
+    assert second.changes == retrieval.Changes(1, 0, 0, 0, {})  # what the first could not embed, this one can
+    assert model_of(path) == "other model"
+
+    message = "was made by 'other model'"
+    with pytest.raises(ValueError, match=message):
+        first.update([photos])  # it was opened while the index was its model's
+    Index.build(path, [photos], other, Preprocess(SIZE), "other model")
+    for refused in (lambda: build(photos, model), lambda: first.search("a dog"), lambda: first.recall("a dog")):
+        with pytest.raises(ValueError, match=message):
+            refused()
+    assert check(path, by_digest(other, [photos])) == 7
+
+
+def test_one_tower_will_do_for_what_it_embeds(model, photos):
+    path = photos.parent / "photos.clipindex"
+    whole = build(photos, model)
+    text, image = (Index.open(path, one_tower(model, tower), Preprocess(SIZE)) for tower in ("text", "image"))
+    picture = Path(pictures(photos)[0])
+    assert text.search("a dog") == whole.search("a dog")
+    assert image.search(picture) == whole.search(picture)
+    with pytest.raises(RuntimeError, match="cannot embed texts"):
+        image.search("a dog")
+    with pytest.raises(RuntimeError, match="cannot embed pictures"):
+        text.search(picture)
+
+    paint(photos / "new.png", 50)
+    with pytest.raises(RuntimeError, match="cannot embed pictures"):
+        text.update()
+    image.update()
+    assert image.changes.embedded == 1
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_one_tower_makes_no_index(model, photos, tower):
+    with pytest.raises(ValueError, match="expected a CLIP with both towers"):
+        build(photos, one_tower(model, tower))
+    assert not (photos.parent / "photos.clipindex").exists()
+
+
+def test_an_index_optimises_by_itself_what_embeds_many(model, photos, monkeypatch):
+    kinds, encode_image = [], CLIP.encode_image
+    monkeypatch.setattr(
+        CLIP, "encode_image", lambda self, images: (kinds.append(type(self)), encode_image(self, images))[1]
+    )
+    index = build(photos, model)
+    index.search(Path(pictures(photos)[0]))
+    assert kinds == [OptimizedCLIP, CLIP]
+    monkeypatch.setattr(retrieval, "optimize", None)
+    index.update()  # nothing is new
+    for call in (build, lambda photos, model: Index.open(photos.parent / "photos.clipindex", model, Preprocess(SIZE))):
+        with pytest.raises(ValueError, match="expected the model as it was loaded, got an optimised copy"):
+            call(photos, clip.optimize(model))
 
 
 def test_what_is_no_index_is_left_alone(model, photos, tmp_path):
@@ -449,6 +572,7 @@ KILLED = """
 import os, shutil, signal, sys
 import torch
 from conftest import TINY, filled
+from clip.model import CLIP
 from clip.preprocess import Preprocess
 from clip.tasks import vector_store
 from clip.tasks.retrieval import Index
@@ -456,15 +580,15 @@ from clip.tasks.retrieval import Index
 torch.set_num_threads(1)  # a fork has no other threads
 folder, moments = sys.argv[1], int(sys.argv[2])
 model = filled(TINY["vit"])
-encode_image = model.encode_image
+encode_image = CLIP.encode_image
 
 
 def run(place, last):
     '''Build, change the pictures, update; killed before the line `last` of vector_store.'''
     lines, log = 0, open(f"{place}/log", "a")
 
-    def logged(images):
-        features = encode_image(images)
+    def logged(self, images):
+        features = encode_image(self, images)
         log.write(f"{len(images)}\\n")
         log.flush()
         return features
@@ -479,7 +603,7 @@ def run(place, last):
             lines += 1
         return trace
 
-    model.encode_image = logged
+    CLIP.encode_image = logged
     sys.settrace(trace)
     out = (f"{place}/photos.clipindex", [f"{place}/photos"], model, Preprocess(48), "some model")
     Index.build(*out, batch_size=2)

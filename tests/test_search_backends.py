@@ -1,6 +1,7 @@
 """Ways to find the nearest vectors, held against all cosines in float64."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -104,11 +105,34 @@ def test_faiss_builds_once_and_then_reads_its_file(tmp_path, monkeypatch, vector
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
-def test_faiss_takes_a_few_vectors_too(kind):
+def test_faiss_takes_a_few_vectors_too_without_a_word(kind, capfd):
     vectors = unit(3).half()
     _, places = FaissSearch(vectors, kind).nearest(vectors.float(), 9)
     assert places[:, 0].tolist() == [0, 1, 2]
     assert places.shape == (3, 3)
+    FaissSearch(unit(79), kind)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("failing", ["folder", "disk", "name"])
+def test_faiss_searches_all_the_same_where_its_file_cannot_be_kept(tmp_path, monkeypatch, vectors, queries, failing):
+    import faiss
+
+    def full(index, file):
+        Path(file).write_bytes(b"the beginning")
+        raise RuntimeError("No space left on device")
+
+    def refused(*paths):
+        raise PermissionError("Permission denied")
+
+    if failing == "disk":
+        monkeypatch.setattr(faiss, "write_index", full)
+    elif failing == "name":
+        monkeypatch.setattr(Path, "replace", refused)
+    folder = tmp_path / "none" if failing == "folder" else tmp_path
+    _, places = FaissSearch(vectors, "flat", folder / "kept.faiss").nearest(queries, 9)
+    assert torch.equal(places, ExactSearch(vectors).nearest(queries, 9)[1])
+    assert not list(tmp_path.iterdir())
 
 
 def test_qdrant_answers_as_exact_search(vectors, queries):

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from ..tasks.encode import read_pictures
 from ..tasks.zero_shot import NONE_PROMPTS, TEMPLATE, Match, ZeroShotClassifier
-from .command import add_command, add_model_options, count, load_model
+from .command import add_command, add_model_options, count, load_model, printable
 
 BATCH = 32  # pictures in the model at once
 EPILOG = """\
@@ -48,27 +48,23 @@ def add_classify_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _classify(options: argparse.Namespace) -> int:
-    model, preprocess = load_model(options)
+    model, preprocess = load_model(options, optimized=len(options.pictures) > BATCH)
     none_prompts = NONE_PROMPTS if options.none else ()
     classifier = ZeroShotClassifier(model, options.labels, options.template or TEMPLATE, none_prompts)
 
     show = _as_json if options.json else _as_table
     paths, bad = options.pictures, 0
-    with tqdm(total=len(paths), unit="picture", disable=None if len(paths) > 1 else True) as bar:
-        for rows in read_pictures(paths, preprocess, BATCH):
-            answers = classifier(rows.values).top(options.top) if rows.indices else []
-            lines = {index: show(paths[index], answer) for index, answer in zip(rows.indices, answers, strict=True)}
-            for index in sorted([*rows.indices, *rows.errors]):
-                if index in lines:
-                    bar.write(lines[index])
-                elif options.json:
-                    bar.write(
-                        json.dumps({"picture": paths[index], "error": str(rows.errors[index])}, ensure_ascii=False)
-                    )
-                else:
-                    bar.write(f"clip classify: {rows.errors[index]}", file=sys.stderr)
-            bad += len(rows.errors)
-            bar.update(len(rows))
+    for rows in read_pictures(paths, preprocess, BATCH, progress=len(paths) > 1):
+        answers = classifier(rows.values).top(options.top) if rows.indices else []
+        lines = {index: show(paths[index], answer) for index, answer in zip(rows.indices, answers, strict=True)}
+        for index in sorted([*rows.indices, *rows.errors]):
+            if index in lines:
+                tqdm.write(lines[index])
+            elif options.json:
+                tqdm.write(json.dumps({"picture": paths[index], "error": str(rows.errors[index])}))
+            else:
+                tqdm.write(printable(f"clip classify: {rows.errors[index]}"), file=sys.stderr)
+        bad += len(rows.errors)
     if bad:
         print(f"clip classify: {bad} of {len(paths)} pictures could not be read", file=sys.stderr)
     return 1 if bad else 0
@@ -76,14 +72,15 @@ def _classify(options: argparse.Namespace) -> int:
 
 def _as_json(path: str, matches: list[Match]) -> str:
     """One picture's answer as one line."""
-    return json.dumps({"picture": path, "matches": [asdict(match) for match in matches]}, ensure_ascii=False)
+    return json.dumps({"picture": path, "matches": [asdict(match) for match in matches]})
 
 
 def _as_table(path: str, matches: list[Match]) -> str:
     """One picture's answer as a small table, with a bar of up to 20 blocks for each probability."""
-    width = max(len("label"), *(len(match.label) for match in matches))
-    lines = [path, f"  {'label':{width}}  probability  cosine"]
-    for match in matches:
+    labels = [printable(match.label) for match in matches]
+    width = max(len("label"), *map(len, labels))
+    lines = [printable(path), f"  {'label':{width}}  probability  cosine"]
+    for label, match in zip(labels, matches, strict=True):
         bar = "█" * round(20 * match.probability)
-        lines.append(f"  {match.label:{width}}  {match.probability:11.2%}  {match.cosine:6.3f}  {bar}".rstrip())
+        lines.append(f"  {label:{width}}  {match.probability:11.2%}  {match.cosine:6.3f}  {bar}".rstrip())
     return "\n".join(lines) + "\n"

@@ -2,7 +2,7 @@
 
 Answers go to standard output, progress and complaints to standard error. The exit code is 0 if all went well, 1 if
 something is wrong with the input (a picture that cannot be read, a check that failed), 2 if the command could not do
-its work, 130 after Ctrl-C.
+its work, 130 after Ctrl-C, 141 if the reader of its answers (`head`, say) went away.
 """
 
 import argparse
@@ -40,14 +40,24 @@ clip COMMAND --help tells more."""
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command with the given arguments (those of the process, if None) and return its exit code."""
-    options = _parser().parse_args(arguments)
+    sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: any file name can be printed
+    try:
+        code = _run(_parser().parse_args(arguments))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        return 141
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Do what the command says, and say in a sentence why if that fails."""
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"clip {options.command}: {message}", file=sys.stderr)
             return options.run(options)
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except BrokenPipeError:
+        raise
     except KeyboardInterrupt as stop:
         if str(stop):
             print(f"clip {options.command}: {stop}", file=sys.stderr)
@@ -100,7 +110,7 @@ class _PrintCompletion(argparse.Action):
             parser.exit(2, f"clip: {option_string} needs shtab: pip install clip-from-scratch[completion]\n")
         for action in _values(parser):
             action.complete = shtab.FILE
-        print(shtab.complete(parser, shell))
+        print(shtab.complete(parser, shell), flush=True)
         parser.exit()
 
 

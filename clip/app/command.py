@@ -1,10 +1,21 @@
 """What all commands share: their options, their model, their errors."""
 
 import argparse
+import os
+import sys
+from collections.abc import Iterable, Iterator
+
+from tqdm import tqdm
 
 from ..clip import available_models, load
 from ..model import CLIP
+from ..optimize import optimize
 from ..preprocess import Preprocess
+from ..tasks.encode import Rows
+
+PICTURE_ENDINGS = (".jpeg", ".jpg", ".pdf", ".png", ".tif", ".tiff", ".webp")  # that Pillow and matplotlib both write
+UNPRINTABLE = (*range(0x20), *range(0x7F, 0xA0), *range(0xDC80, 0xDD00))  # the last: bytes of a name that is no UTF-8
+ESCAPES = {code: repr(chr(code))[1:-1] for code in UNPRINTABLE}
 
 
 class CommandError(Exception):
@@ -27,9 +38,32 @@ def add_model_options(parser: argparse.ArgumentParser, name: str, default: str |
     parser.add_argument("--device", metavar="DEVICE", help='"cpu", "cuda", "cuda:1", "mps" or "auto"')
 
 
-def load_model(options: argparse.Namespace, local_files_only: bool = False) -> tuple[CLIP, Preprocess]:
-    """The model of the command line."""
-    return load(options.model, options.device, local_files_only=local_files_only)
+def load_model(
+    options: argparse.Namespace,
+    *,
+    tower: str | None = None,
+    image_size: int | None = None,
+    local_files_only: bool = False,
+    optimized: bool = False,
+) -> tuple[CLIP, Preprocess]:
+    """The model of the command line; `optimized` if there is much to encode and the CPU has to do it."""
+    model, preprocess = load(
+        options.model, options.device, tower=tower, image_size=image_size, local_files_only=local_files_only
+    )
+    return optimize(model) if optimized and model.logit_scale.device.type == "cpu" else model, preprocess
+
+
+def complaining(command: str, batches: Iterable[Rows]) -> Iterator[Rows]:
+    """The same batches, with a line on standard error for each picture that could not be read."""
+    for rows in batches:
+        for error in rows.errors.values():
+            tqdm.write(printable(f"clip {command}: {error}"), file=sys.stderr)
+        yield rows
+
+
+def printable(text: str) -> str:
+    """A text, with the characters escaped that would move the cursor or are no text, as file names may hold them."""
+    return text.translate(ESCAPES)
 
 
 def count(text: str) -> int:
@@ -37,3 +71,13 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
     return int(text)
+
+
+def picture_to_write(text: str) -> str:
+    """The path of a picture that will be written, for argparse: what is wrong with it is said before the work."""
+    folder, ending = os.path.dirname(text) or ".", os.path.splitext(text)[1].lower()
+    if ending not in PICTURE_ENDINGS:
+        raise argparse.ArgumentTypeError(f"expected a name ending in {', '.join(PICTURE_ENDINGS)}, got {text!r}")
+    if not os.path.isdir(folder):
+        raise argparse.ArgumentTypeError(f"{text}: there is no folder {folder!r} to write it in")
+    return text

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-__all__ = ["commonest_confusions", "draw_confusion"]
+__all__ = ["commonest_confusions", "draw_confusion", "require_matplotlib"]
 
 DPI = 110
 CELL = 3  # pixels, at least
@@ -26,6 +26,16 @@ def commonest_confusions(matrix: torch.Tensor, names: Sequence[str], count: int)
     cells = mistakes.flatten().sort(descending=True, stable=True).indices[:count].tolist()
     found = ((mistakes.flatten()[cell].item(), *divmod(cell, len(names))) for cell in cells)
     return [(times, names[true], names[taken]) for times, true, taken in found if times]
+
+
+def require_matplotlib() -> None:
+    """Raise an ImportError if matplotlib is not installed: before there is something to draw rather than after."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "the picture of a confusion matrix needs matplotlib: pip install clip-from-scratch[evaluate]"
+        ) from error
 
 
 def draw_confusion(matrix: torch.Tensor, names: Sequence[str], picture: str | os.PathLike) -> None:
@@ -45,13 +55,9 @@ def draw_confusion(matrix: torch.Tensor, names: Sequence[str], picture: str | os
     ImportError
         If matplotlib is not installed.
     """
-    try:
-        from matplotlib.colors import PowerNorm
-        from matplotlib.figure import Figure  # pyplot would want a screen
-    except ImportError as error:
-        raise ImportError(
-            "the picture of a confusion matrix needs matplotlib: pip install clip-from-scratch[evaluate]"
-        ) from error
+    require_matplotlib()
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure  # pyplot would want a screen
 
     classes = len(names)
     cell = max(CELL, SIDE // classes)
@@ -61,8 +67,8 @@ def draw_confusion(matrix: torch.Tensor, names: Sequence[str], picture: str | os
     shares = matrix / matrix.sum(dim=1, keepdim=True).clamp(min=1)
     grid.imshow(shares.numpy(), cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
     ticks = range(0, classes, -(-LINE // cell))  # rounded up
-    grid.set_xticks(ticks, [names[tick] for tick in ticks], rotation=90, fontsize=7)
-    grid.set_yticks(ticks, [names[tick] for tick in ticks], fontsize=7)
+    grid.set_xticks(ticks, [names[tick] for tick in ticks], rotation=90, fontsize=7, parse_math=False)
+    grid.set_yticks(ticks, [names[tick] for tick in ticks], fontsize=7, parse_math=False)
     grid.set(xlabel="taken for", ylabel="true class", title="from white to dark blue: the share of a class's pictures")
     if classes <= COUNTED:
         for row, column in matrix.nonzero().tolist():
@@ -71,6 +77,6 @@ def draw_confusion(matrix: torch.Tensor, names: Sequence[str], picture: str | os
 
     confused = commonest_confusions(matrix, names, LISTED)
     lines = ["most often confused", "", *(f"{times:4}  {true} → {taken}" for times, true, taken in confused)]
-    beside = dict(family="monospace", fontsize=8, va="top", transform=grid.transAxes)
+    beside = dict(family="monospace", fontsize=8, va="top", transform=grid.transAxes, parse_math=False)
     grid.text(1 + 30 / side, 1, "\n".join(lines) if confused else "nothing was confused", **beside)
     figure.savefig(picture, bbox_inches="tight")

@@ -68,7 +68,7 @@ def _doctor(options: argparse.Namespace) -> int:
     for finding in examine(quick=options.quick):
         problems += finding.problem is not None
         if options.json:
-            print(json.dumps(asdict(finding), ensure_ascii=False))
+            print(json.dumps(asdict(finding)))
             continue
         if finding.topic != topic:
             topic = finding.topic
@@ -142,7 +142,7 @@ def _other_packages(ours: Path) -> Iterator[Path]:
     for folder in map(Path, ["", *sys.path]):
         for candidate in (folder / "clip" / "__init__.py", folder / "clip.py"):
             place = candidate.parent.resolve() if candidate.name == "__init__.py" else candidate.resolve()
-            if candidate.is_file() and place not in seen and ours not in place.parents:
+            if os.path.isfile(candidate) and place not in seen and ours not in place.parents:
                 seen.add(place)
                 yield place
 
@@ -219,11 +219,12 @@ def _try_out(device: str) -> str | None:
 def _weights(quick: bool) -> Iterator[Finding]:
     """The cache, and the released files in it."""
     folder = cache_folder()
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    # os.path.exists is False, where Path.exists may raise, for what lies in a folder that may not be looked into.
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
     problem = None
-    if not there.is_dir() or not os.access(there, os.W_OK):
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         problem = "nothing can be stored there: mend its permissions, or name another folder by CLIP_CACHE"
-    missing = "" if folder.exists() else ", not there yet"
+    missing = "" if os.path.exists(folder) else ", not there yet"
     yield Finding("weights", "cache", f"{folder}{missing}", problem)
     free = shutil.disk_usage(there).free
     little = "too little for the largest released file: name another folder by CLIP_CACHE" if free < ENOUGH else None
@@ -241,12 +242,13 @@ def _weights(quick: bool) -> Iterator[Finding]:
 def _released(name: str, digest: str, file: Path, quick: bool) -> Iterator[Finding]:
     """One of the nine files, if it is there or was on its way."""
     part = file.with_name(f"{file.name}.part")
-    if part.exists():
+    if os.path.exists(part):
         yield Finding("weights", name, f"{_size(part.stat().st_size)} of a download; clip.load goes on with it")
-    if not file.exists():
+    if not os.path.exists(file):
         return
     try:
-        sound = zipfile.is_zipfile(file) if quick else sha256_of(file).hexdigest() == digest
+        with file.open("rb") as opened:
+            sound = zipfile.is_zipfile(opened) if quick else sha256_of(file).hexdigest() == digest
         found = "not hashed" if quick else "sha256 as released" if sound else "another sha256 than released"
         problem = f"{file} was cut short or is another file: delete it, and clip.load fetches it again"
         yield Finding("weights", name, f"{_size(file.stat().st_size)}, {found}", None if sound else problem)

@@ -3,16 +3,13 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from ..checkpoints.files import replacing
-from ..clip import load
-from ..tasks.encode import Rows, embed_pictures, embed_texts, gather
-from .command import CommandError, add_command, add_model_options, count
+from ..tasks.encode import encode_images, encode_texts, gather
+from .command import CommandError, add_command, add_model_options, complaining, count, load_model
 
 EPILOG = """\
 what is in the file, for numpy.load:
@@ -61,16 +58,20 @@ def _embed(options: argparse.Namespace) -> int:
     if out.suffix != ".npz" or not out.parent.is_dir():  # now rather than after an hour
         raise CommandError(f"expected the name of a file in a folder that exists, ending in .npz, got {options.out}")
 
+    if options.image_size and not options.pictures:
+        raise CommandError("--image-size is about pictures, and there are only texts here")
+
     kind = "pictures" if options.pictures else "texts"
     texts = [] if options.pictures else options.text or _read_lines(options.texts)
     tower = "image" if options.pictures else "text"
-    model, preprocess = load(options.model, options.device, image_size=options.image_size, tower=tower)
+    model, preprocess = load_model(options, tower=tower, image_size=options.image_size, optimized=True)
     if options.pictures:
-        batches = embed_pictures(model, preprocess, options.pictures, options.batch_size, options.workers)
-        rows = gather(_watched(batches, len(options.pictures)))
+        batches = encode_images(model, preprocess, options.pictures, options.batch_size, options.workers, progress=True)
+        rows = gather(complaining("embed", batches))
         features, names, errors = rows.values, [options.pictures[i] for i in rows.indices], rows.errors
     else:
-        features, names, errors = embed_texts(model, texts, options.batch_size, options.truncate), texts, {}
+        features = encode_texts(model, texts, options.batch_size, options.truncate, progress=True)
+        names, errors = texts, {}
 
     with replacing(out) as file:
         np.savez(
@@ -80,25 +81,16 @@ def _embed(options: argparse.Namespace) -> int:
             kind=np.array(kind),
             model=np.array(options.model),
         )
-    for error in errors.values():
-        print(f"clip embed: {error}", file=sys.stderr)
     if errors:
         print(f"clip embed: {len(errors)} of {len(options.pictures)} pictures could not be read", file=sys.stderr)
     if options.json:
         bad = {options.pictures[i]: str(error) for i, error in errors.items()}
         answer = {"file": options.out, "kind": kind, "model": options.model, "shape": list(features.shape)}
-        print(json.dumps({**answer, "errors": bad}, ensure_ascii=False))
+        print(json.dumps({**answer, "errors": bad}))
     else:
-        print(f"{options.out}: {len(names)} {kind}, {features.shape[1]} numbers each, by {options.model}")
+        things = kind if len(names) != 1 else kind.removesuffix("s")
+        print(f"{options.out}: {len(names)} {things}, {features.shape[1]} numbers each, by {options.model}")
     return 1 if errors else 0
-
-
-def _watched(batches: Iterable[Rows], total: int) -> Iterator[Rows]:
-    """The batches, with a bar on stderr if somebody is looking."""
-    with tqdm(total=total, unit="picture", disable=None) as bar:
-        for rows in batches:
-            yield rows
-            bar.update(len(rows))
 
 
 def _read_lines(file: str) -> list[str]:

@@ -11,17 +11,16 @@ What is measured is a share in [0, 1] in JSON and a percentage in the table; wha
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from PIL import Image
-from tqdm import tqdm
 
 from ..checkpoints.released import MODELS, sha256_of
-from ..tasks.encode import Rows, embed_pictures, embed_texts, gather
+from ..model import CLIP
+from ..preprocess import Preprocess
+from ..tasks.encode import Rows, encode_images, encode_texts, gather
 from ..tasks.linear_probe import fit_linear_probe, probe_features, require_scikit_learn, split
 from ..tasks.metrics import (
     confusion_matrix,
@@ -32,8 +31,8 @@ from ..tasks.metrics import (
 )
 from ..tasks.zero_shot import ZeroShotClassifier
 from ..training.data import Captioned, read_captions
-from .command import CommandError, add_command, add_model_options, count, load_model
-from .confusion import commonest_confusions, draw_confusion
+from .command import CommandError, add_command, add_model_options, complaining, count, load_model, picture_to_write
+from .confusion import commonest_confusions, draw_confusion, require_matplotlib
 from .published import datasets, published
 
 TEMPLATES = Path(__file__).parent / "templates"  # those that the paper quotes
@@ -158,7 +157,10 @@ def _add_shared_options(parser: argparse.ArgumentParser, matrix: bool) -> None:
     )
     if matrix:
         parser.add_argument(
-            "--confusion", metavar="FILE", help="draw which classes are taken for which (.png, .pdf, ...)"
+            "--confusion",
+            type=picture_to_write,
+            metavar="FILE",
+            help="draw which classes are taken for which (.png, .pdf, ...)",
         )
     parser.add_argument("--batch-size", type=count, default=64, metavar="N", help="pictures at once (default: 64)")
     parser.add_argument("--workers", type=count, default=2, metavar="N", help="threads that read them (default: 2)")
@@ -169,66 +171,76 @@ def _add_shared_options(parser: argparse.ArgumentParser, matrix: bool) -> None:
 
 
 def _zero_shot(options: argparse.Namespace) -> int:
+    if options.confusion:
+        require_matplotlib()
     items = _labelled(options.pictures, options.images)
     names = _names(options.labels, _labels(items))
     templates = _templates(options.templates)
-    model, preprocess = load_model(options)
-    classifier = ZeroShotClassifier(model, list(names.values()), templates)
-    batches = embed_pictures(model, preprocess, _opened(items), options.batch_size, options.workers)
-    rows, read = _watched(batches, items)
-    scores, targets = rows.values @ classifier.weights.cpu(), _targets(read, list(names))
+    model, preprocess = load_model(options, optimized=True)
+    classifier = ZeroShotClassifier(model, list(names.values()), templates, progress=True)
+    vectors, read = _encoded(encode_images, model, preprocess, items, options)
+    scores, targets = vectors @ classifier.weights.cpu(), _targets(read, list(names))
 
-    facts = {"pictures": len(read), "unreadable": len(rows.errors), "classes": len(names), "templates": len(templates)}
+    facts = {
+        "pictures": len(read),
+        "unreadable": len(items) - len(read),
+        "classes": len(names),
+        "templates": len(templates),
+    }
     return _report(options, facts, _accuracies(scores, targets), confusion_matrix(scores, targets), classifier.labels)
 
 
 def _retrieval(options: argparse.Namespace) -> int:
     items = read_captions(options.captions, options.images)
-    model, preprocess = load_model(options)
-    batches = embed_pictures(model, preprocess, _opened(items), options.batch_size, options.workers)
-    rows, read = _watched(batches, items)
+    model, preprocess = load_model(options, optimized=True)
+    vectors, read = _encoded(encode_images, model, preprocess, items, options)
     texts = [options.prefix + caption for item in read for caption in item.captions]
-    captions = embed_texts(model, texts, truncate=True)
+    captions = encode_texts(model, texts, truncate=True, progress=True)
 
     number = {identity: place for place, identity in enumerate(dict.fromkeys(item.identity for item in read))}
     of_picture = torch.tensor([number[item.identity] for item in read])
     of_caption = torch.tensor([number[item.identity] for item in read for _ in item.captions])
-    similarities, right = rows.values @ captions.T, of_picture[:, None] == of_caption  # (pictures, captions)
+    similarities, right = vectors @ captions.T, of_picture[:, None] == of_caption  # (pictures, captions)
     figures = {}
     for name, *asked in (("picture_to_text", similarities, right), ("text_to_picture", similarities.T, right.T)):
         figures |= {f"{name}_R@{k}": share for k, share in recall_at_k(*asked, options.at).items()}
         figures |= {f"{name}_MRR@{k}": mean for k, mean in mean_reciprocal_rank_at_k(*asked, options.at).items()}
 
-    facts = {"pictures": len(read), "unreadable": len(rows.errors), "captions": len(texts)}
+    facts = {"pictures": len(read), "unreadable": len(items) - len(read), "captions": len(texts)}
     return _report(options, facts, figures)
 
 
 def _linear_probe(options: argparse.Namespace) -> int:
     require_scikit_learn()
-    sources = [source for source in (options.train, options.test, options.validation) if source]
-    parts = [_labelled(source, options.images) for source in sources]
-    labels = _labels(parts[0])
-    for source, items in zip(sources, parts, strict=True):
+    if options.confusion:
+        require_matplotlib()
+    sources = {"train": options.train, "validation": options.validation, "test": options.test}
+    parts = {name: _labelled(source, options.images) for name, source in sources.items() if source}
+    labels = _labels(parts["train"])
+    if len(labels) < 2:
+        raise CommandError(f"{options.train}: expected at least two classes, got only {labels[0]!r}")
+    for name, items in parts.items():
         if unknown := set(_labels(items)) - set(labels):
-            raise CommandError(f"{source}: {min(unknown)!r} is no class of {options.train}, where it could be learned")
+            raise CommandError(
+                f"{sources[name]}: {min(unknown)!r} is no class of {options.train}, where it could be learned"
+            )
     model, preprocess = load_model(options)
-    unreadable = 0
-    data = []
-    for items in parts:
-        batches = probe_features(model, preprocess, _opened(items), options.batch_size, options.workers)
-        rows, read = _watched(batches, items)
-        unreadable += len(rows.errors)
-        data.append((rows.values, _targets(read, labels)))
+    facts: dict[str, int] = {}
+    data: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # features and targets
+    for name, items in parts.items():
+        vectors, read = _encoded(probe_features, model, preprocess, items, options)
+        facts |= {f"{name}_pictures": len(read), f"{name}_unreadable": len(items) - len(read)}
+        data[name] = vectors, _targets(read, labels)
 
-    (train, train_targets), (test, targets), *own = data
-    if own:
-        probe = fit_linear_probe(train, train_targets, *own[0])
+    (train, train_targets), (test, targets) = data["train"], data["test"]
+    if "validation" in data:
+        probe = fit_linear_probe(train, train_targets, *data["validation"])
     else:
         rest, kept = split(train_targets, seed=options.seed)
         probe = fit_linear_probe(train[rest], train_targets[rest], train[kept], train_targets[kept])
     scores = probe(test)
 
-    facts = {"pictures": len(test), "unreadable": unreadable, "classes": len(labels), "features": train.shape[1]}
+    facts |= {"classes": len(labels), "features": train.shape[1]}
     figures = {"strength": probe.strength, "validation_top_1": probe.validation_accuracy[probe.strength]}
     figures |= _accuracies(scores, targets)
     return _report(options, facts, figures, confusion_matrix(scores, targets), labels)
@@ -240,9 +252,13 @@ def _linear_probe(options: argparse.Namespace) -> int:
 def _labelled(path: str, images: str | None) -> list[Captioned]:
     """Pictures with their class as the one caption: the folder's name, or what is said in a table."""
     items = read_captions(path, images, templates=("{}",))
+    spelled: dict[str, str] = {}
     for item in items:
         if len(item.captions) > 1:
             raise CommandError(f"{path}: expected one class a picture, got {', '.join(item.captions)} of {item.source}")
+        written = item.captions[0] if item.identity == item.group else item.identity  # that of a folder is its name
+        if (other := spelled.setdefault(_label(item), written)) != written:
+            raise CommandError(f"{path}: {other!r} and {written!r} are one class, as _ is a space: rename one of them")
     return items
 
 
@@ -260,19 +276,21 @@ def _names(file: str | None, labels: Sequence[str]) -> dict[str, str]:
     """How each class is called in sentences, those without pictures included."""
     if file is None:
         return {label: label for label in labels}
-    names: dict[str, str] = {}
-    for line in _lines(file):
+    classes: dict[str, int] = {}  # with the number of its line, as the names
+    names: dict[str, int] = {}
+    for number, line in _lines(file).items():
         folder, _, name = line.partition("\t")
         label = folder.strip().replace("_", " ")
-        if label in names:
-            raise CommandError(f"{file}: {label!r} comes twice")
-        names[label] = name.strip() or label
-    if missing := [label for label in labels if label not in names]:
+        for kind, word, seen in (("class", label, classes), ("name", name.strip() or label, names)):
+            if word in seen:
+                raise CommandError(f"{file}, line {number}: the {kind} {word!r} stands in line {seen[word]} already")
+            seen[word] = number
+    if missing := [label for label in labels if label not in classes]:
         raise CommandError(
-            f"{file}: nothing says how {missing[0]!r} is called, nor {len(missing) - 1} others; expected a line with "
-            "its name, or with its folder, a tab and its name"
+            f"{file}: nothing says how {missing[0]!r} is called (missing: {len(missing)} of {len(labels)} classes); "
+            "expected a line with its name, or with its folder, a tab and its name"
         )
-    return names
+    return dict(zip(classes, names, strict=True))
 
 
 def _templates(file: str) -> list[str]:
@@ -280,39 +298,33 @@ def _templates(file: str) -> list[str]:
     shipped = TEMPLATES / f"{file}.txt"
     if not Path(file).exists() and not shipped.exists():
         raise CommandError(f"{file}: there is no such file, nor is it one of {QUOTED}")
-    return _lines(file if Path(file).exists() else shipped)
+    return list(_lines(file if Path(file).exists() else shipped).values())
 
 
-def _lines(file: str | Path) -> list[str]:
-    """The lines that say something."""
+def _lines(file: str | Path) -> dict[int, str]:
+    """The lines that say something, by their numbers."""
     try:
         lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise CommandError(f"{file}: expected UTF-8 text ({error})") from error
-    lines = [line for line in lines if line.strip() and not line.startswith("#")]
+    lines = {number: line for number, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")}
     if not lines:
         raise CommandError(f"{file}: expected at least one line that is not empty")
     return lines
 
 
-def _opened(items: Iterable[Captioned]) -> Iterator[Callable[[], Image.Image]]:
-    """What opens each picture when its turn has come."""
-    return (item.open for item in items)
-
-
-def _watched(batches: Iterable[Rows], items: Sequence[Captioned]) -> tuple[Rows, list[Captioned]]:
-    """All rows of a stream and the items they belong to, with a bar on the way and a complaint for each bad picture."""
-    with tqdm(total=len(items), desc="embedding", unit="picture", disable=None) as bar:
-
-        def each() -> Iterator[Rows]:
-            for rows in batches:
-                for error in rows.errors.values():
-                    bar.write(f"clip evaluate: {error}", file=sys.stderr)
-                yield rows
-                bar.update(len(rows))
-
-        rows = gather(each())
-    return rows, [items[index] for index in rows.indices]
+def _encoded(
+    encode: Callable[..., Iterator[Rows]],
+    model: CLIP,
+    preprocess: Preprocess,
+    items: Sequence[Captioned],
+    options: argparse.Namespace,
+) -> tuple[torch.Tensor, list[Captioned]]:
+    """The vectors of the pictures that can be read, and the items they belong to; complaints about the others."""
+    pictures = [item.open for item in items]
+    batches = encode(model, preprocess, pictures, options.batch_size, options.workers, progress=True)
+    rows = gather(complaining("evaluate", batches))
+    return rows.values, [items[index] for index in rows.indices]
 
 
 # What comes out
@@ -345,12 +357,12 @@ def _report(
         answer = {"task": options.task, "model": options.model, **facts, **figures}
         if options.dataset:
             answer |= {"dataset": options.dataset, "published": [asdict(figure) for figure in known]}
-        print(json.dumps(answer, ensure_ascii=False))
+        print(json.dumps(answer))
     else:
         print(f"{options.task} of {options.model}\n")
         for name, number in facts.items():
             if number:
-                print(f"{name:{NAMES}}{number:9,}")
+                print(f"{name.replace('_', ' '):{NAMES}}{number:9,}")
         print(f"\n{'':{NAMES}} measured{'   published' if known else ''}")
         for name, value in figures.items():
             words = WORDS.get(name, name.replace("_", " "))
@@ -363,7 +375,7 @@ def _report(
             print("\n".join(f"{times:6}  {true} → {taken}" for times, true, taken in confused))
     if matrix is not None and options.confusion:
         draw_confusion(matrix, names, options.confusion)
-    return 1 if facts["unreadable"] else 0
+    return 1 if any(number for name, number in facts.items() if name.endswith("unreadable")) else 0
 
 
 def _released_name(model: str) -> str | None:

@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from ..preprocess import ImageError, open_image
-from ..tasks.encode import embed_pictures, embed_texts, gather
+from ..tasks.encode import encode_images, encode_texts, gather
 from ..tasks.explain import METHODS, default_method, explain, seen_box
-from .command import CommandError, add_command, add_model_options, count, load_model
+from .command import add_command, add_model_options, count, load_model, picture_to_write
 
 EPILOG = """\
 A map says where, not whether: its highest point is always 1, also for a text that is not about the picture at all.
@@ -33,6 +33,7 @@ examples:
   clip explain photo.jpg --text "a cat" "a dog" "a sofa" -o heat.png --method occlusion
   clip explain examples/pictures/star-above-boat.png --text "a yellow star" "a blue boat" --model tiny -o heat.png"""
 
+WIDTH = 60  # characters of a text in the table
 PANEL = 320  # pixels, the long side of each picture drawn
 MARGIN = 10
 FONT_SIZE = 15
@@ -64,7 +65,9 @@ def add_explain_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--text", nargs="+", action="extend", required=True, metavar="TEXT", help="what to look for, a map for each"
     )
-    parser.add_argument("-o", "--out", metavar="FILE", help="the picture to write: the maps side by side")
+    parser.add_argument(
+        "-o", "--out", type=picture_to_write, metavar="FILE", help="the picture to write: the maps side by side"
+    )
     parser.add_argument("--method", choices=METHODS, help="how (default: attention for a ViT, grad-cam for a ResNet)")
     parser.add_argument("--window", type=count, metavar="PIXELS", help="side of what occlusion covers")
     parser.add_argument("--stride", type=count, metavar="PIXELS", help="steps of occlusion's window")
@@ -72,9 +75,6 @@ def add_explain_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    suffix = os.path.splitext(options.out or "")[1].lower()
-    if options.out and Image.registered_extensions().get(suffix) not in Image.SAVE:
-        raise CommandError(f"expected an ending that says the format, such as .png or .jpg, got {options.out}")
     try:
         picture = open_image(options.picture)
     except ImageError as error:
@@ -84,8 +84,8 @@ def _explain(options: argparse.Namespace) -> int:
     method = options.method or default_method(model)
 
     texts = options.text
-    features = gather(embed_pictures(model, preprocess, [picture])).values  # (1, E)
-    cosines = (embed_texts(model, texts) @ features[0]).tolist()
+    features = gather(encode_images(model, preprocess, [picture])).values  # (1, E)
+    cosines = (encode_texts(model, texts) @ features[0]).tolist()
     maps = [
         explain(model, picture, text, method, window=options.window, stride=options.stride)
         for text in tqdm(texts, unit="map", leave=False, disable=None if len(texts) > 1 else True)
@@ -103,7 +103,7 @@ def _explain(options: argparse.Namespace) -> int:
     if options.json:
         shared = {"picture": options.picture, "method": method, "seen": seen}
         for finding in findings:
-            print(json.dumps(shared | asdict(finding), ensure_ascii=False))
+            print(json.dumps(shared | asdict(finding)))
     else:
         print(_table(options.picture, picture, method, findings))
     return 0
@@ -119,12 +119,19 @@ def _finding(text: str, cosine: float, heat: torch.Tensor) -> Finding:
 
 def _table(path: str, picture: Image.Image, method: str, findings: list[Finding]) -> str:
     """The findings as a small table."""
-    width = max(len("text"), *(len(finding.text) for finding in findings))
+    texts = [_one_line(finding.text) for finding in findings]
+    width = max(len("text"), *map(len, texts))
     lines = [f"{path}, {picture.width} x {picture.height}, {method}", f"  {'text':{width}}  cosine       peak  spread"]
-    for finding in findings:
+    for text, finding in zip(texts, findings, strict=True):
         peak = "{}, {}".format(*finding.peak) if finding.peak else "nowhere"
-        lines.append(f"  {finding.text:{width}}  {finding.cosine:6.3f}  {peak:>9}  {finding.spread:6.0%}")
+        lines.append(f"  {text:{width}}  {finding.cosine:6.3f}  {peak:>9}  {finding.spread:6.0%}")
     return "\n".join(lines)
+
+
+def _one_line(text: str) -> str:
+    """A text without line breaks and other control characters, cut if it is long."""
+    line = " ".join("".join(character if character.isprintable() else " " for character in text).split())
+    return line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…"
 
 
 def _panel(picture: Image.Image, heat: torch.Tensor | None, seen: tuple[float, ...], caption: str) -> Image.Image:

@@ -7,8 +7,8 @@ import sys
 from dataclasses import asdict
 
 from ..clip import available_models
-from ..tasks.retrieval import Index, model_of
-from .command import add_command, add_model_options, count, load_model
+from ..tasks.retrieval import Index, folders_of, model_of
+from .command import add_command, add_model_options, count, load_model, printable
 
 MODEL = "ViT-B/32"
 EPILOG = f"""\
@@ -46,6 +46,7 @@ def add_index_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _index(options: argparse.Namespace) -> int:
+    folders = folders_of(options.out, options.folders)  # a typing error should not cost the loading of a model
     options.model = options.model or model_of(options.out) or MODEL
     if options.model not in available_models() and os.path.isfile(options.model):
         options.model = os.path.abspath(options.model)  # a search may start from another folder
@@ -53,7 +54,7 @@ def _index(options: argparse.Namespace) -> int:
     try:
         index = Index.build(
             options.out,
-            options.folders,
+            folders,
             model,
             preprocess,
             options.model,
@@ -68,11 +69,11 @@ def _index(options: argparse.Namespace) -> int:
         print(json.dumps({"index": options.out, "model": options.model, "pictures": len(index), **asdict(changes)}))
     else:
         print(
-            f"{options.out}: {len(index)} different pictures; {changes.embedded} embedded, {changes.recognised} copies "
-            f"or moved, {changes.unchanged} unchanged, {changes.dropped} dropped"
+            f"{options.out}: {len(index)} different picture{'s' * (len(index) != 1)}; {changes.embedded} embedded, "
+            f"{changes.recognised} copied or moved, {changes.unchanged} unchanged, {changes.dropped} dropped"
         )
     for path, error in changes.errors.items():
-        print(f"clip index: {path}: {error}", file=sys.stderr)
+        print(f"clip index: {printable(path)}: {error}", file=sys.stderr)
     if changes.errors:
         print(f"clip index: {len(changes.errors)} could not be read", file=sys.stderr)
     return 1 if changes.errors else 0

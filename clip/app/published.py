@@ -79,6 +79,7 @@ _TABLES = (
         ViT-L/14@336px  93.5   -         -
         """,
     ),
+    _Table("zero-shot", "top_5", "CLIP §3.1.3", "model imagenet\nViT-L/14@336px 95~"),
     _Table(
         "zero-shot",
         "top_1",
@@ -139,11 +140,11 @@ _TABLES = (
         "top_5",
         "CLIP_benchmark",
         """
-        model           imagenet
-        ViT-B/32        88.78
-        ViT-B/16        91.86
-        ViT-L/14        94.60
-        ViT-L/14@336px  95.17
+        model           imagenet  imagenet-v2
+        ViT-B/32        88.78     83.41
+        ViT-B/16        91.86     -
+        ViT-L/14        94.60     -
+        ViT-L/14@336px  95.17     -
         """,
     ),
     _Table("zero-shot", "top_1", "the release's notebook, 80 templates", "model imagenet-v2\nViT-B/32 55.93"),

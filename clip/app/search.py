@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +12,8 @@ from pathlib import Path
 from ..preprocess import ImageError, open_image
 from ..tasks.retrieval import QDRANT, Index, Match, Query, model_of
 from ..tasks.search_backends import BACKENDS
-from .command import CommandError, add_command, add_model_options, count, load_model
+from ..tasks.vector_store import VectorStore
+from .command import CommandError, add_command, add_model_options, count, load_model, picture_to_write, printable
 
 TILE = 2.2  # inches
 EPILOG = """\
@@ -42,7 +44,7 @@ def add_search_command(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--index", required=True, metavar="INDEX", help="what `clip index` made")
     parser.add_argument("--top", type=count, default=9, metavar="K", help="matches to show (default: 9)")
-    parser.add_argument("--grid", metavar="FILE", help="also draw the matches, as a picture")
+    parser.add_argument("--grid", type=picture_to_write, metavar="FILE", help="also draw the matches, as a picture")
     for name, what in (("--more", "more"), ("--less", "less")):
         parser.add_argument(
             name,
@@ -64,26 +66,29 @@ def add_search_command(commands: argparse._SubParsersAction) -> None:
 
 def _search(options: argparse.Namespace) -> int:
     queries = _queries(options)
-    options.model = options.model or model_of(options.index)
-    if options.model is None:
+    made_by = model_of(options.index)
+    if made_by is None:
         raise CommandError(f"{options.index}: there is no index; make one: clip index FOLDER -o {options.index}")
-    model, preprocess = load_model(options)
+    if not len(VectorStore(options.index)):
+        print(f"clip search: {options.index}: the index is empty; clip index fills it", file=sys.stderr)
+        return 1
+    towers = {"text" if isinstance(term, str) else "image" for query in queries for _, term in query.terms}
+    tower = towers.pop() if len(towers) == 1 else None
+    options.model = options.model or made_by
+    model, preprocess = load_model(options, tower=tower)
 
     index = Index.open(options.index, model, preprocess, options.backend, options.server)
     answers = index.search(*queries, top=options.top)
-    recalls = [None] * len(queries)
-    if options.recall:
-        exact = Index.open(options.index, model, preprocess).search(*queries, top=options.top)
-        recalls = [_recall(found, nearest) for found, nearest in zip(answers, exact, strict=True)]
-
-    for query, matches, recall in zip(queries, answers, recalls, strict=True):
+    for query, matches in zip(queries, answers, strict=True):
+        recall = index.recall(query, top=options.top) if options.recall else None
         if options.json:
             line = {"query": str(query), "matches": [asdict(match) for match in matches]}
             print(json.dumps(line if recall is None else {**line, "recall": recall}))
         else:
             print(_as_table(str(query), matches))
             if recall is not None:
-                print(f"  recall  {recall:.3f} of the {len(matches)} nearest, found by {options.backend}\n")
+                nearest = min(options.top, len(index))
+                print(f"  recall  {recall:.3f} of the {nearest} nearest, found by {options.backend}\n")
     if options.grid:
         _draw_grid(options.grid, [str(query) for query in queries], answers)
     return 0
@@ -104,15 +109,9 @@ def _term(text: str) -> str | Path:
     return Path(text) if os.path.isfile(text) else text
 
 
-def _recall(found: Sequence[Match], nearest: Sequence[Match]) -> float:
-    """The share of the true nearest that were found."""
-    paths = {match.path for match in found}
-    return sum(match.path in paths for match in nearest) / max(len(nearest), 1)
-
-
 def _as_table(query: str, matches: Sequence[Match]) -> str:
     """One query's answer for people."""
-    lines = [query, "  rank  cosine  picture"]
+    lines = [printable(query), "  rank  cosine  picture"]
     for match in matches:
         copies = f"  (and {', '.join(map(_shown, match.copies))})" if match.copies else ""
         lines.append(f"  {match.rank:4}  {match.cosine:6.3f}  {_shown(match.path)}{copies}")
@@ -120,9 +119,9 @@ def _as_table(query: str, matches: Sequence[Match]) -> str:
 
 
 def _shown(path: str) -> str:
-    """A path for people: short where it can be, and printable even if the name is not."""
+    """A path for people: short where it can be."""
     below = os.path.relpath(path)
-    return os.fsencode(path if below.startswith(os.pardir) else below).decode(errors="replace")
+    return printable(path if below.startswith(os.pardir) else below)
 
 
 def _draw_grid(file: str, queries: Sequence[str], answers: Sequence[Sequence[Match]]) -> None:
@@ -138,7 +137,7 @@ def _draw_grid(file: str, queries: Sequence[str], answers: Sequence[Sequence[Mat
     figure = Figure(figsize=(columns * TILE, len(queries) * (rows * (TILE + 0.2) + 0.4)), layout="constrained")
     parts = figure.subfigures(len(queries), 1, squeeze=False)[:, 0]
     for part, query, matches in zip(parts, queries, answers, strict=True):
-        part.suptitle(query, wrap=True, parse_math=False)
+        part.suptitle(printable(query), wrap=True, parse_math=False)
         for place, axes in enumerate(part.subplots(rows, columns, squeeze=False).flat):
             axes.axis("off")
             if place < len(matches):

@@ -89,7 +89,7 @@ def _verify(options: argparse.Namespace) -> int:
     failed = 0
     for check in verify(model, preprocess, file):
         failed += not check.passed
-        print(json.dumps(asdict(check), ensure_ascii=False) if options.json else _as_text(check))
+        print(json.dumps(asdict(check)) if options.json else _as_text(check))
     if not options.json:
         print(f"{failed} checks failed" if failed else "all checks passed")
     return 1 if failed else 0

@@ -1,17 +1,19 @@
-"""Embedding many: streams of pictures and lists of texts become unit vectors, batch by batch.
+"""Encoding many: streams of pictures and lists of texts become unit vectors, batch by batch.
 
     paths, pictures, functions that open one
       │  read_pictures       decoded and preprocessed on threads, one batch ahead of the model
-      │  embed_pictures      encode_image, unit length
+      │  encode_images      encode_image, unit length
     Rows, Rows, ...          which pictures these are, their vectors, and why others have none
       │  gather
     Rows                     all in one
 
-A picture that cannot be read costs its own row and nothing else: the error stands beside the rows.
+A picture that cannot be read costs its own row and nothing else: the error stands beside the rows. Two batches of
+pictures are in memory, however long the stream is. On a CPU, an optimised copy of the model (`clip.optimize`) takes
+less than half the time.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -19,12 +21,13 @@ from itertools import islice
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from tqdm import tqdm
 
 from ..clip import tokenize
 from ..model import CLIP
 from ..preprocess import ImageError, Preprocess, open_image
 
-__all__ = ["Picture", "Rows", "embed_pictures", "embed_texts", "gather", "read_pictures"]
+__all__ = ["Picture", "Rows", "encode_images", "encode_texts", "gather", "read_pictures"]
 
 Picture = str | os.PathLike | Image.Image | Callable[[], Image.Image]  # the last opens it when its turn has come
 
@@ -53,7 +56,11 @@ class Rows:
 
 
 def read_pictures(
-    pictures: Iterable[Picture], preprocess: Preprocess, batch_size: int = 64, workers: int = 2
+    pictures: Iterable[Picture],
+    preprocess: Preprocess,
+    batch_size: int = 64,
+    workers: int = 2,
+    progress: bool = False,
 ) -> Iterator[Rows]:
     """Decode and preprocess a stream of pictures, on threads, while the batch before is in use.
 
@@ -67,6 +74,8 @@ def read_pictures(
         Pictures at once; two batches are in memory.
     workers : int
         Threads.
+    progress : bool
+        Show on standard error how many are done with, if that is a terminal.
 
     Yields
     ------
@@ -80,8 +89,9 @@ def read_pictures(
     """
     if batch_size < 1 or workers < 1:
         raise ValueError(f"expected at least one picture at once and one thread, got {batch_size} and {workers}")
-    stream = enumerate(pictures)
-    with ThreadPoolExecutor(workers) as pool:
+    stream, total = enumerate(pictures), len(pictures) if isinstance(pictures, Sized) else None
+    bar = tqdm(total=total, desc="encoding", unit=" pictures", disable=None if progress else True)
+    with bar, ThreadPoolExecutor(workers) as pool:
 
         def next_batch() -> list[tuple[int, Future]]:
             return [(index, pool.submit(_read, picture, preprocess)) for index, picture in islice(stream, batch_size)]
@@ -94,6 +104,7 @@ def read_pictures(
             images = [image for index, image in results.items() if index not in errors]
             indices = [index for index in results if index not in errors]
             yield Rows(indices, torch.stack(images) if images else torch.empty(0), errors)
+            bar.update(len(batch))
 
 
 def _read(picture: Picture, preprocess: Preprocess) -> torch.Tensor | ImageError:
@@ -109,16 +120,21 @@ def _read(picture: Picture, preprocess: Preprocess) -> torch.Tensor | ImageError
 
 
 @torch.no_grad()
-def embed_pictures(
-    model: CLIP, preprocess: Preprocess, pictures: Iterable[Picture], batch_size: int = 64, workers: int = 2
+def encode_images(
+    model: CLIP,
+    preprocess: Preprocess,
+    pictures: Iterable[Picture],
+    batch_size: int = 64,
+    workers: int = 2,
+    progress: bool = False,
 ) -> Iterator[Rows]:
-    """Embed a stream of pictures.
+    """Encode a stream of pictures.
 
     Parameters
     ----------
     model : CLIP
         Any model with `encode_image` and `logit_scale`.
-    preprocess, pictures, batch_size, workers
+    preprocess, pictures, batch_size, workers, progress
         As for :func:`read_pictures`.
 
     Yields
@@ -127,7 +143,7 @@ def embed_pictures(
         `values` (n, E), of unit length.
     """
     device = model.logit_scale.device
-    for rows in read_pictures(pictures, preprocess, batch_size, workers):
+    for rows in read_pictures(pictures, preprocess, batch_size, workers, progress):
         if not rows.indices:
             yield rows
             continue
@@ -136,8 +152,10 @@ def embed_pictures(
 
 
 @torch.no_grad()
-def embed_texts(model: CLIP, texts: Sequence[str], batch_size: int = 256, truncate: bool = False) -> torch.Tensor:
-    """Embed texts; those of like length together, since a batch takes as long as its longest text.
+def encode_texts(
+    model: CLIP, texts: Sequence[str], batch_size: int = 256, truncate: bool = False, progress: bool = False
+) -> torch.Tensor:
+    """Encode texts; those of like length together, since a batch takes as long as its longest text.
 
     Parameters
     ----------
@@ -149,6 +167,8 @@ def embed_texts(model: CLIP, texts: Sequence[str], batch_size: int = 256, trunca
         Texts at once.
     truncate : bool
         Cut a text that is too long instead of raising an error.
+    progress : bool
+        Show on standard error how many are done with, if that is a terminal.
 
     Returns
     -------
@@ -165,8 +185,12 @@ def embed_texts(model: CLIP, texts: Sequence[str], batch_size: int = 256, trunca
     device = model.logit_scale.device
     tokens = tokenize(texts, getattr(model, "context_length", 77), truncate)
     order = tokens.argmax(dim=1).argsort()  # by where they end: the end token has the largest id
-    features = torch.cat([model.encode_text(tokens[part].to(device)).float().cpu() for part in order.split(batch_size)])
-    return F.normalize(features[order.argsort()], dim=-1)
+    features = []
+    with tqdm(total=len(texts), desc="encoding", unit=" texts", disable=None if progress else True) as bar:
+        for part in order.split(batch_size):
+            features.append(model.encode_text(tokens[part].to(device)).float().cpu())
+            bar.update(len(part))
+    return F.normalize(torch.cat(features)[order.argsort()], dim=-1)
 
 
 def gather(batches: Iterable[Rows]) -> Rows:
@@ -181,6 +205,6 @@ def gather(batches: Iterable[Rows]) -> Rows:
     errors = {index: error for rows in batches for index, error in rows.errors.items()}
     read = [rows for rows in batches if rows.indices]
     if errors and not read:
-        raise ImageError(f"none of the {len(errors)} pictures can be read; the first: {next(iter(errors.values()))}")
+        raise ImageError(f"no picture can be read ({len(errors)} tried); the first: {next(iter(errors.values()))}")
     values = torch.cat([rows.values for rows in read]) if read else torch.empty(0)
     return Rows([index for rows in read for index in rows.indices], values, errors)

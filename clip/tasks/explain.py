@@ -32,11 +32,12 @@ from PIL import Image
 from torch import nn
 
 from ..clip import tokenize
-from ..model import CLIP
+from ..model import CLIP, ImageTower
+from ..optimize import OptimizedCLIP
 from ..preprocess import Preprocess, Resize, _margin
 from ..resnet import ModifiedResNet
 from ..vit import VisionTransformer
-from .encode import embed_texts
+from .encode import encode_texts
 
 __all__ = ["METHODS", "attention_maps", "default_method", "explain", "seen_box", "text_tokens", "tokens"]
 
@@ -61,7 +62,8 @@ def explain(
     Parameters
     ----------
     model : CLIP
-        Its weights need not want gradients, and get none.
+        Its weights need not want gradients, and get none. An optimised copy has no gradients at all, and can be asked
+        by occlusion only.
     picture : PIL.Image.Image, numpy.ndarray or torch.Tensor
         One picture, as :class:`clip.preprocess.Preprocess` takes it.
     text : str
@@ -84,9 +86,10 @@ def explain(
     Raises
     ------
     ValueError
-        If there is no such method, it is not for this image tower, or a size is wrong.
+        If there is no such method, it is not for this image tower, there is none, or a size is wrong.
     RuntimeError
-        If the text is longer than the model's context, or a changed block does not tell its attention weights.
+        If the text is longer than the model's context, there is no text tower, or a changed block does not tell its
+        attention weights.
     """
     method = method or default_method(model)
     if method not in METHODS:
@@ -96,7 +99,7 @@ def explain(
     # A caller may have turned gradients off; an inference tensor could never have any.
     with torch.inference_mode(False), _evaluating(model):
         image = _image(model, picture).detach()
-        target = embed_texts(model, [text])[0].to(image.device)
+        target = encode_texts(model, [text])[0].to(image.device)
         if method == "attention":
             heat, cell = _attention(model, image, target)
         elif method == "grad-cam":
@@ -109,14 +112,17 @@ def explain(
 
 def default_method(model: CLIP) -> str:
     """The method for the model's image tower: attention for a ViT, Grad-CAM for a ResNet, occlusion for others."""
+    visual = _visual(model)
+    if isinstance(model, OptimizedCLIP):
+        return "occlusion"
     towers = {VisionTransformer: "attention", ModifiedResNet: "grad-cam"}
-    return next((method for tower, method in towers.items() if isinstance(model.visual, tower)), "occlusion")
+    return next((method for tower, method in towers.items() if isinstance(visual, tower)), "occlusion")
 
 
 def seen_box(model: CLIP, picture: Picture) -> tuple[float, float, float, float]:
     """The part of the picture that the model sees, the center crop: left, top, right, bottom, in its pixels."""
     height, width = _size(picture)
-    resolution = model.visual.input_resolution
+    resolution = _visual(model).input_resolution
     (y_scale, top), (x_scale, left) = _frame(height, width, resolution)
     return left / x_scale, top / y_scale, (left + resolution) / x_scale, (top + resolution) / y_scale
 
@@ -130,7 +136,7 @@ def _attention(model: CLIP, image: torch.Tensor, target: torch.Tensor) -> tuple[
     Relevance R (L, L) says how much of each token's input (columns) is in each token (rows). It starts as the identity;
     a block, x + attention(x), adds what its looks bring: R + Ā R, where Ā is the mean over heads of (∇A ⊙ A)⁺.
     """
-    visual = _tower(model, VisionTransformer, "attention")
+    visual = _tower(model, "attention", VisionTransformer)
     with torch.enable_grad():
         features, weights = _encode_with_attention(model, image.requires_grad_())
         gradients = torch.autograd.grad(_score(model, features, target), weights, allow_unused=True)
@@ -145,7 +151,7 @@ def _attention(model: CLIP, image: torch.Tensor, target: torch.Tensor) -> tuple[
 
 def _grad_cam(model: CLIP, image: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, int]:
     """The last stage's channels summed, each weighted by its mean gradient (G, G)."""
-    visual = _tower(model, ModifiedResNet, "grad-cam")
+    visual = _tower(model, "grad-cam", ModifiedResNet)
     with torch.enable_grad(), _outputs(visual.layer4) as outputs:
         score = _score(model, model.encode_image(image.requires_grad_()), target)
         [maps] = outputs  # (1, C, G, G)
@@ -197,7 +203,7 @@ def tokens(model: CLIP, picture: Picture) -> torch.Tensor:
     Parameters
     ----------
     model : CLIP
-        With a ViT or a ModifiedResNet.
+        With a ViT or a ModifiedResNet; no optimised copy.
     picture : PIL.Image.Image, numpy.ndarray or torch.Tensor
         One picture. Gradients flow back into a tensor of floats.
 
@@ -211,11 +217,9 @@ def tokens(model: CLIP, picture: Picture) -> torch.Tensor:
     Raises
     ------
     ValueError
-        If the image tower is of another kind.
+        If there is no image tower, or one of another kind.
     """
-    visual = model.visual
-    if not isinstance(visual, VisionTransformer | ModifiedResNet):
-        raise ValueError(f"expected a ViT or a ModifiedResNet as the image tower, got {type(visual).__name__}")
+    visual = _tower(model, "tokens", VisionTransformer, ModifiedResNet)
     is_vit = isinstance(visual, VisionTransformer)
     with _evaluating(model), _outputs(visual.transformer if is_vit else visual.layer4) as outputs:
         model.encode_image(_image(model, picture))
@@ -229,7 +233,8 @@ def attention_maps(model: CLIP, picture: Picture) -> torch.Tensor:
     Parameters
     ----------
     model : CLIP
-        With a ViT. What a block was given in place of its own attention is asked too, if it calls ``block.attn``.
+        With a ViT; no optimised copy. What a block was given in place of its own attention is asked too, if it calls
+        ``block.attn``.
     picture : PIL.Image.Image, numpy.ndarray or torch.Tensor
         One picture.
 
@@ -242,11 +247,11 @@ def attention_maps(model: CLIP, picture: Picture) -> torch.Tensor:
     Raises
     ------
     ValueError
-        If the image tower is no ViT.
+        If there is no image tower, or it is no ViT.
     RuntimeError
         If a changed block does not tell its weights.
     """
-    _tower(model, VisionTransformer, "attention_maps")
+    _tower(model, "attention_maps", VisionTransformer)
     with _evaluating(model):
         _, weights = _encode_with_attention(model, _image(model, picture))
     return torch.cat(weights)
@@ -258,7 +263,7 @@ def text_tokens(model: CLIP, text: str) -> torch.Tensor:
     Parameters
     ----------
     model : CLIP
-        Any CLIP.
+        Any but an optimised copy.
     text : str
         One text.
 
@@ -270,9 +275,13 @@ def text_tokens(model: CLIP, text: str) -> torch.Tensor:
 
     Raises
     ------
+    ValueError
+        If there is no text tower that can be looked into.
     RuntimeError
         If the text is longer than the model's context.
     """
+    if isinstance(model, OptimizedCLIP | ImageTower):
+        raise ValueError(f"text_tokens needs the plain model and its text tower, got {type(model).__name__}")
     ids = tokenize(text, model.context_length).to(model.logit_scale.device)
     with _evaluating(model), _outputs(model.ln_final) as outputs:
         model.encode_text(ids)
@@ -329,11 +338,23 @@ def _encode_with_attention(model: CLIP, image: torch.Tensor) -> tuple[torch.Tens
     return features, weights
 
 
-def _tower(model: CLIP, kind: type, purpose: str) -> nn.Module:
-    """The image tower, if it is of the kind that is needed."""
-    if not isinstance(model.visual, kind):
-        raise ValueError(f"{purpose} needs a {kind.__name__} as the image tower, got {type(model.visual).__name__}")
-    return model.visual
+def _tower(model: CLIP, purpose: str, *kinds: type) -> nn.Module:
+    """The image tower, if it is of a kind that is needed and can be looked into."""
+    visual = _visual(model)
+    if isinstance(model, OptimizedCLIP):
+        raise ValueError(f"{purpose} needs the plain model, got an optimised copy, which nothing can look into")
+    if not isinstance(visual, kinds):
+        needed = " or a ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"{purpose} needs a {needed} as the image tower, got {type(visual).__name__}")
+    return visual
+
+
+def _visual(model: CLIP) -> nn.Module:
+    """The image tower, if there is one."""
+    visual = getattr(model, "visual", None)
+    if visual is None:
+        raise ValueError(f"expected a model with an image tower, got {type(model).__name__} with its text tower alone")
+    return visual
 
 
 # From the picture to the model's square and back
@@ -341,7 +362,7 @@ def _tower(model: CLIP, kind: type, purpose: str) -> nn.Module:
 
 def _image(model: CLIP, picture: Picture) -> torch.Tensor:
     """One picture as the model reads it, (1, 3, R, R), on its device."""
-    image = Preprocess(model.visual.input_resolution)(picture)
+    image = Preprocess(_visual(model).input_resolution)(picture)
     if image.dim() != 3:
         raise ValueError(f"expected one picture, got a tensor of shape {tuple(picture.shape)}")
     return image[None].to(model.logit_scale.device)

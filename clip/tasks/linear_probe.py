@@ -23,7 +23,8 @@ import torch
 from torch.func import functional_call
 from tqdm import tqdm
 
-from ..model import CLIP, VisionTransformer
+from ..model import CLIP, TextTower, VisionTransformer
+from ..optimize import OptimizedCLIP
 from ..preprocess import Preprocess
 from .encode import Picture, Rows, read_pictures
 
@@ -36,15 +37,21 @@ ITERATIONS = 1000
 
 @torch.no_grad()
 def probe_features(
-    model: CLIP, preprocess: Preprocess, pictures: Iterable[Picture], batch_size: int = 64, workers: int = 2
+    model: CLIP,
+    preprocess: Preprocess,
+    pictures: Iterable[Picture],
+    batch_size: int = 64,
+    workers: int = 2,
+    progress: bool = False,
 ) -> Iterator[Rows]:
     """The features that the paper's linear probes stand on.
 
     Parameters
     ----------
     model : CLIP
-        Any model with `encode_image`, `visual` and `logit_scale`.
-    preprocess, pictures, batch_size, workers
+        Any model with `encode_image`, `visual` and `logit_scale`, but no optimised copy: that has no features before
+        the projection.
+    preprocess, pictures, batch_size, workers, progress
         As for :func:`clip.tasks.encode.read_pictures`.
 
     Yields
@@ -53,9 +60,16 @@ def probe_features(
         `values` (n, D), not normalised. Of a ViT the class token after `ln_post`, before the projection: I_f in Fig. 3.
         Of a ResNet what `encode_image` gives (n, E): the paper makes its exception for ViTs alone, and the projection
         of a ResNet is the output layer of its attention pool.
+
+    Raises
+    ------
+    ValueError
+        If it is an optimised copy, or a text tower alone.
     """
+    if isinstance(model, OptimizedCLIP | TextTower):
+        raise ValueError(f"a linear probe needs the plain model and its image tower, got {type(model).__name__}")
     device = model.logit_scale.device
-    for rows in read_pictures(pictures, preprocess, batch_size, workers):
+    for rows in read_pictures(pictures, preprocess, batch_size, workers, progress):
         if not rows.indices:
             yield rows
             continue
@@ -172,9 +186,9 @@ def fit_linear_probe(
     classes = int(labels.max()) + 1
     if classes < 2 or len(labels.unique()) < classes or labels.min() < 0 or validation_labels.max() >= classes:
         raise ValueError(
-            "expected at least two classes, counted from 0, each with pictures to learn from; got "
-            f"{len(labels.unique())} different labels up to {classes - 1}, and up to {validation_labels.max()} for "
-            "validation"
+            "expected at least two classes, numbered from 0, each with pictures to learn from; got the numbers "
+            f"{labels.min()} to {labels.max()} (different ones: {len(labels.unique())}), and up to "
+            f"{validation_labels.max()} for validation"
         )
     if not (features.isfinite().all() and validation_features.isfinite().all()):
         raise ValueError("some features are no finite numbers: the model is broken, or overflows in half precision")

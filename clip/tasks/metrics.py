@@ -38,7 +38,7 @@ def ranks(similarities: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     Parameters
     ----------
     similarities : torch.Tensor
-        (Q, G), of Q queries with G candidates.
+        (Q, G), floats or integers, of Q queries with G candidates.
     right : torch.Tensor
         (Q, G), bool: which candidates are right; several may be, and at least one for each query.
 
@@ -63,9 +63,15 @@ def ranks(similarities: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 def _ranks(similarities: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """The ranks of some queries."""
+    similarities = _floats(similarities)
     best = similarities.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
     nearer = (~(similarities < best) & ~right).sum(dim=1)  # (Q,); a NaN is not far, it is unknown, and counts as near
     return (nearer + 1).masked_fill(best.isnan()[:, 0], NEVER)
+
+
+def _floats(scores: torch.Tensor) -> torch.Tensor:
+    """Scores in a type that has an infinity; integers stay exact up to 2^53."""
+    return scores if scores.is_floating_point() else scores.double()
 
 
 def recall_at_k(similarities: torch.Tensor, right: torch.Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
@@ -157,7 +163,7 @@ def confusion_matrix(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tenso
         accuracy counts: where the true class shares the highest score, another one is taken.
     """
     right = _target_ranks(scores, targets) == 1
-    others = scores.float().nan_to_num(nan=torch.inf).scatter(1, targets[:, None], -torch.inf)
+    others = _floats(scores).nan_to_num(nan=torch.inf).scatter(1, targets[:, None], -torch.inf)
     taken = torch.where(right, targets, others.argmax(dim=1))
     classes = scores.shape[1]
     return (targets * classes + taken).bincount(minlength=classes**2).view(classes, classes)

@@ -3,7 +3,7 @@
     folders
       │  files that are new or changed      by size and time of change
       │  contents that are new              by sha256: a copy or a moved file is not embedded again
-      │  embed_pictures                     a batch, a transaction
+      │  encode_images                     a batch, a transaction
     photos.clipindex                        vectors of unit length (vector_store.py)
       │  query @ vectors                    all of them, or by a faster way (search_backends.py)
     matches                                 paths, cosines, ranks
@@ -28,15 +28,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..checkpoints.released import sha256_of
-from ..model import CLIP
-from ..preprocess import Preprocess
-from .encode import Rows, embed_pictures, embed_texts
-from .search_backends import BACKENDS, Backend, ExactSearch, FaissSearch, QdrantSearch
+from ..model import CLIP, ImageTower, TextTower
+from ..optimize import OptimizedCLIP, optimize
+from ..preprocess import PICTURE_SUFFIXES, Preprocess
+from .encode import Rows, encode_images, encode_texts
+from .search_backends import BACKENDS, Backend, ExactSearch, FaissSearch, QdrantSearch, overlap
 from .vector_store import File, Seen, VectorStore
 
-__all__ = ["PICTURE_SUFFIXES", "Changes", "Index", "Match", "Query", "model_of", "weights_digest"]
+__all__ = ["Changes", "Index", "Match", "Query", "folders_of", "model_of", "tower_digests"]
 
-PICTURE_SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 QDRANT = "http://localhost:6333"  # where a server listens unless told otherwise
 
 Term = str | os.PathLike | Image.Image  # a sentence; a picture's path; a picture
@@ -109,9 +109,9 @@ class Index:
     Match(rank=1, cosine=0.312, path='/home/me/photos/17.jpg', copies=())
     """
 
-    def __init__(self, store: VectorStore, model: CLIP, preprocess: Preprocess, backend: str, server: str | None):
+    def __init__(self, path: str | os.PathLike, model: CLIP, preprocess: Preprocess, backend: str, server: str | None):
         self.changes: Changes | None = None
-        self._store, self._model, self._preprocess = store, model, preprocess
+        self._store, self._model, self._preprocess = VectorStore(path, tower_digests(model)), model, preprocess
         self._backend_name, self._server = backend, server
         self._snapshot, self._backend = None, None
 
@@ -135,7 +135,7 @@ class Index:
         path : path
             The folder to be made, "photos.clipindex" say.
         model, preprocess
-            As :func:`clip.load` returned them.
+            As :func:`clip.load` returned them, with both towers.
         name : str
             What `clip.load` was given: kept, so that a search can load the same.
         folders, batch_size, workers, progress
@@ -144,14 +144,16 @@ class Index:
         Raises
         ------
         ValueError
-            If `path` is something else, or an index by another model.
+            If `path` is something else, or holds another model's vectors; or the model has one tower only, or was
+            optimised.
         OSError
-            If something cannot be read or written.
+            If a folder is not there, or something cannot be read or written.
         """
-        store = VectorStore(path)
-        if not store.exists():
-            store.create(name, weights_digest(model))
-        index = cls.open(path, model, preprocess)
+        folders = folders_of(path, folders)
+        if isinstance(model, ImageTower | TextTower):
+            raise ValueError(f"expected a CLIP with both towers, got {type(model).__name__}: load it without `tower`")
+        index = cls(path, model, preprocess, "exact", None)
+        index._store.claim(name)
         index.update(folders, batch_size=batch_size, workers=workers, progress=progress)
         return index
 
@@ -171,7 +173,8 @@ class Index:
         path : path
             The folder that :meth:`build` made.
         model, preprocess
-            The model that made it, on any device; :func:`model_of` tells its name.
+            The model that made it, on any device; :func:`model_of` tells its name. One tower will do: the text tower
+            to search by sentences, the image tower to search by pictures or to update.
         backend : str
             How the nearest are found: one of :data:`clip.tasks.search_backends.BACKENDS`.
         server : str, optional
@@ -180,18 +183,13 @@ class Index:
         Raises
         ------
         ValueError
-            If there is no index, its vectors are another model's, or there is no such backend.
+            If there is no index, its vectors are another model's, the model was optimised, or there is no such backend.
         """
         if backend not in BACKENDS:
             raise ValueError(f"expected a backend out of {', '.join(BACKENDS)}; got {backend!r}")
-        store, digest = VectorStore(path), weights_digest(model)
-        facts = store.facts()
-        if facts["weights"] != digest:
-            raise ValueError(
-                f"{store.path} was made by {facts['model']!r} with the weights {facts['weights'][:12]}, and these are "
-                f"{digest[:12]}: use the model that made it, or make another index"
-            )
-        return cls(store, model, preprocess, backend, server)
+        index = cls(path, model, preprocess, backend, server)
+        index._store.facts()
+        return index
 
     def __len__(self) -> int:
         """How many different pictures there are."""
@@ -207,14 +205,15 @@ class Index:
     ) -> None:
         """Make the index hold exactly the pictures that are below the folders now; `changes` tells what that took.
 
-        Only files that are new, or whose size or time of change is, are read, and only new contents are embedded. Bad
-        files are listed in `changes.errors`, and not read again until they change.
+        Only files that are new, or whose size or time of change is, are read, and only new contents are embedded, on
+        the CPU by an optimised copy of the model. Bad files are listed in `changes.errors`, and not read again until
+        they change.
 
         Parameters
         ----------
         folders : sequence of path
-            Searched through all their folders for names ending in one of :data:`PICTURE_SUFFIXES`. Without any, those
-            of last time.
+            Searched through all their folders for names ending in one of :data:`clip.preprocess.PICTURE_SUFFIXES`.
+            Without any, those of last time.
         batch_size : int
             Pictures in the model at once, which is all that is lost if the process is killed.
         workers : int
@@ -228,11 +227,10 @@ class Index:
             If a folder is not there: its pictures would be dropped.
         ValueError
             If there are no folders of last time.
+        RuntimeError
+            If there is something to embed, and the model has no image tower.
         """
-        folders = sorted({os.path.abspath(folder) for folder in folders})
-        folders = folders or json.loads(self._store.facts().get("folders", "[]"))
-        if not folders:
-            raise ValueError("expected at least one folder of pictures")
+        folders = folders_of(self._store.path, folders)
         found, errors = _find(folders)
         self._store.set_fact("folders", json.dumps(folders))
 
@@ -269,11 +267,9 @@ class Index:
         ImageError
             If a picture cannot be read.
         RuntimeError
-            If a sentence is longer than the model's context.
+            If a sentence is longer than the model's context, or the model lacks the tower to embed a query.
         """
-        if not queries or top < 1:
-            raise ValueError(f"expected at least one query and at least one match, got {len(queries)} and {top}")
-        vectors = self._embed([query if isinstance(query, Query) else Query([(1, query)]) for query in queries])
+        vectors = self._embed(queries, top)
         while True:
             self._load()
             if self._snapshot is None:
@@ -290,15 +286,44 @@ class Index:
                     for answer in zip(cosines.tolist(), places.tolist(), strict=True)
                 ]
 
-    def _embed(self, queries: Sequence[Query]) -> torch.Tensor:
-        """(Q, E), of unit length: the weighted sums."""
+    def recall(self, *queries: Term | Query, top: int = 9) -> float:
+        """The share of the `top` nearest pictures, of all queries together, that the backend finds.
+
+        Parameters
+        ----------
+        *queries, top
+            As for :meth:`search`.
+
+        Returns
+        -------
+        float
+            Between 0 and 1, against the exact search.
+
+        Raises
+        ------
+        ValueError
+            If there is no query, or no picture.
+        """
+        vectors = self._embed(queries, top)
+        self._load()
+        if self._snapshot is None:
+            raise ValueError(f"{self._store.path}: the index is empty, so there is nothing to find")
+        _, found = self._backend.nearest(vectors, top)
+        _, nearest = ExactSearch(self._snapshot.vectors).nearest(vectors, top)
+        return overlap(found, nearest)
+
+    def _embed(self, asked: Sequence[Term | Query], top: int) -> torch.Tensor:
+        """(Q, E), of unit length: the weighted sums; a ValueError if nothing is asked for."""
+        if not asked or top < 1:
+            raise ValueError(f"expected at least one query and at least one match, got {len(asked)} and {top}")
+        queries = [query if isinstance(query, Query) else Query([(1, query)]) for query in asked]
         terms = [term for query in queries for _, term in query.terms]
         texts = [place for place, term in enumerate(terms) if isinstance(term, str)]
         pictures = [place for place, term in enumerate(terms) if not isinstance(term, str)]
         vectors = {}
         if texts:
-            vectors |= zip(texts, embed_texts(self._model, [terms[place] for place in texts]), strict=True)
-        for rows in embed_pictures(self._model, self._preprocess, [terms[place] for place in pictures]):
+            vectors |= zip(texts, encode_texts(self._model, [terms[place] for place in texts]), strict=True)
+        for rows in encode_images(self._model, self._preprocess, [terms[place] for place in pictures]):
             for error in rows.errors.values():
                 raise error
             vectors |= zip([pictures[index] for index in rows.indices], rows.values, strict=True)
@@ -336,6 +361,9 @@ class Index:
         """Embed what is new in these files: how many were, how many did not need to be, which are bad."""
         holders: dict[bytes, list[File]] = {}  # contents on their way through the model, in order, and their files
         embedded, recognised, errors = 0, 0, {}
+        model = self._model
+        if files and model.logit_scale.device.type == "cpu":
+            model = optimize(model)
 
         def unseen() -> Iterator[str]:
             """One file of each content that has no vector yet, looked up a batch at a time."""
@@ -361,7 +389,7 @@ class Index:
 
         with tqdm(total=len(files), unit=" pictures", disable=None if progress and files else True) as bar:
             done = 0
-            for rows in embed_pictures(self._model, self._preprocess, unseen(), batch_size, workers):
+            for rows in encode_images(model, self._preprocess, unseen(), batch_size, workers):
                 batch = [(digest, holders.pop(digest)) for digest in list(islice(holders, len(rows)))]
                 vectors, reasons = _sound(rows)
                 digests = [digest for place, (digest, _) in enumerate(batch, done) if place not in reasons]
@@ -394,17 +422,55 @@ def model_of(path: str | os.PathLike) -> str | None:
     return store.facts()["model"] if store.exists() else None
 
 
-def weights_digest(model: torch.nn.Module) -> str:
-    """A sha256, in hexadecimal digits, over the names, shapes and values of a model's weights.
+def folders_of(path: str | os.PathLike, folders: Sequence[str | os.PathLike] = ()) -> list[str]:
+    """The folders whose pictures an index is to hold, absolute: those given, or without any those of last time.
+
+    Raises
+    ------
+    OSError
+        If one is not there.
+    ValueError
+        If there are none, or `path` is no index.
+    """
+    store, folders = VectorStore(path), sorted({os.path.abspath(folder) for folder in folders})
+    if not folders and store.exists():
+        folders = json.loads(store.facts().get("folders", "[]"))
+    if not folders:
+        raise ValueError("expected at least one folder of pictures")
+    for folder in folders:
+        if not os.path.isdir(folder):
+            raise NotADirectoryError(f"{folder}: there is no such folder")
+    return folders
+
+
+def tower_digests(model: CLIP) -> dict[str, str]:
+    """For each tower that a model has, "image" and "text", a sha256 over the names, shapes and values of its weights.
 
     The values are rounded to float16 first, so that a copy in float16 or float32, on whatever device, has the same.
-    One in bfloat16 has another: its values are others.
+    One in bfloat16 has another: its values are others. `logit_scale` does not count, as no vector depends on it.
+
+    Returns
+    -------
+    dict of str to str
+        Hexadecimal digits.
+
+    Raises
+    ------
+    ValueError
+        If the model was optimised: its weights are not those of a CLIP any more.
     """
-    digest = hashlib.sha256()
+    if isinstance(model, OptimizedCLIP):
+        raise ValueError(
+            "expected the model as it was loaded, got an optimised copy, whose weights cannot be compared; an index "
+            "makes such a copy by itself where that pays"
+        )
+    digests = {}
     for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.half().cpu().contiguous().numpy().astype("<f2").tobytes())
-    return digest.hexdigest()
+        if name != "logit_scale":
+            digest = digests.setdefault("image" if name.startswith("visual.") else "text", hashlib.sha256())
+            digest.update(f"{name} {tuple(tensor.shape)} ".encode())
+            digest.update(tensor.half().cpu().contiguous().numpy().astype("<f2").tobytes())
+    return {tower: digest.hexdigest() for tower, digest in digests.items()}
 
 
 def _find(folders: Sequence[str]) -> tuple[dict[str, File], dict[str, str]]:
@@ -415,8 +481,6 @@ def _find(folders: Sequence[str]) -> tuple[dict[str, File], dict[str, str]]:
         errors[error.filename] = error.strerror
 
     for top in folders:
-        if not os.path.isdir(top):
-            raise NotADirectoryError(f"{top}: there is no such folder; what was found in it before would be dropped")
         for folder, _, names in os.walk(top, onerror=note):
             for path in (os.path.join(folder, name) for name in names if name.lower().endswith(PICTURE_SUFFIXES)):
                 try:

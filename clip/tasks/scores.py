@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from ..model import CLIP
-from .encode import embed_texts
+from .encode import encode_texts
 from .zero_shot import TEMPLATE, ZeroShotClassifier
 
 __all__ = ["NEUTRAL", "classify", "multilabel", "similarity"]
@@ -54,7 +54,7 @@ def similarity(model: CLIP, images: torch.Tensor, texts: Sequence[str]) -> torch
     """
     device = model.logit_scale.device
     image_features = F.normalize(model.encode_image(images.to(device)).float(), dim=-1)
-    return image_features @ embed_texts(model, texts).T.to(device)
+    return image_features @ encode_texts(model, texts).T.to(device)
 
 
 def classify(

@@ -19,6 +19,7 @@ faiss and Qdrant keep the vectors in half precision too, which is how an index h
 
 import os
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -98,7 +99,8 @@ class FaissSearch:
     kind : str
         "flat", "ivf" or "hnsw".
     file : path, optional
-        Where it is kept: read if it is there, otherwise written. The caller gives other vectors another name.
+        Where it is kept: read if it is there, otherwise written if that can be. The caller gives other vectors another
+        name.
 
     Raises
     ------
@@ -122,9 +124,12 @@ class FaissSearch:
         else:
             self._index = _faiss_index(vectors, kind)
             if file is not None:
-                unfinished = f"{os.fspath(file)}.{uuid.uuid4().hex}.part"
-                faiss.write_index(self._index, unfinished)
-                os.replace(unfinished, file)
+                unfinished = Path(f"{os.fspath(file)}.{uuid.uuid4().hex}.part")
+                with suppress(OSError, RuntimeError):  # the disk may be full, or the folder somebody else's
+                    faiss.write_index(self._index, str(unfinished))
+                    unfinished.replace(file)
+                with suppress(OSError):
+                    unfinished.unlink()
         # These are not kept in the file.
         if kind == "ivf":
             self._index.nprobe = min(64, self._index.nlist)  # cells looked into
@@ -147,6 +152,7 @@ def _faiss_index(vectors: torch.Tensor, kind: str) -> object:
     index = faiss.index_factory(width, recipe, faiss.METRIC_INNER_PRODUCT)
     if kind == "ivf":
         index.by_residual = False  # the vectors as they are, not what is left of them beside their cell's center
+        index.cp.min_points_per_centroid = 1  # no warning if even a single cell has too few
     generator = torch.Generator().manual_seed(0)
     sample = torch.randperm(count, generator=generator)[: 64 * cells].sort().values
     index.train(vectors[sample].float().numpy())  # only ivf learns something

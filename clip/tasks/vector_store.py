@@ -1,7 +1,7 @@
 """Vectors on disk that know their files, and survive being killed.
 
     photos.clipindex/
-      index.sqlite        facts      which model made it, by name and weights; which folders
+      index.sqlite        facts      which model made it, by name and the weights of its towers; which folders
                           files      path, size, time of change; the digest of the content, or why there is none
                           contents   digest, and its row below
       vectors-0.f16       (N, E), half precision, unit length, memory-mapped
@@ -16,7 +16,7 @@ reads keeps the file it has open.
 import os
 import sqlite3
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
@@ -28,7 +28,7 @@ import torch
 __all__ = ["File", "Seen", "Snapshot", "VectorStore"]
 
 DATABASE = "index.sqlite"
-FORM = 2  # of the folder, to be raised when it changes
+FORM = 3  # of the folder, to be raised when it changes
 COPIED = 65536  # rows at once
 
 # A content lives as long as a file has it, and `generation` tells the states of the vectors apart.
@@ -45,6 +45,7 @@ SCHEMA = (
         for event in ("INSERT", "UPDATE", "DELETE")
     ),
 )
+SET_FACT = "INSERT OR REPLACE INTO facts VALUES (?, ?)"
 FORGET_ORPHAN = (
     "DELETE FROM contents WHERE digest = ? AND NOT EXISTS (SELECT 1 FROM files WHERE files.digest = contents.digest)"
 )
@@ -98,6 +99,9 @@ class VectorStore:
     ----------
     path : path
         Need not be there yet.
+    weights : mapping of str to str, optional
+        Who is asking: the digests of a model's towers, "image" and "text" or one of them. Vectors of another model are
+        refused with a ValueError, by whatever is about vectors.
 
     Raises
     ------
@@ -105,8 +109,8 @@ class VectorStore:
         If there is something else.
     """
 
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike, weights: Mapping[str, str] | None = None):
+        self.path, self._weights = Path(path), weights or {}
         names = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
         if (self.path.exists() and not self.path.is_dir()) or (names and DATABASE not in names):
             raise ValueError(f"{self.path}: expected an index, or nothing, and there is something else")
@@ -116,26 +120,34 @@ class VectorStore:
         if not (self.path / DATABASE).exists():
             return False
         with self._transaction() as database:
-            return database.execute("SELECT 1 FROM sqlite_master WHERE name = 'facts'").fetchone() is not None
+            return _is_made(database)
 
-    def create(self, model: str, weights: str) -> None:
-        """Make it, for vectors of the model of that name and the weights of that digest."""
-        facts = {
-            "form": FORM,
-            "model": model,
-            "weights": weights,
-            "width": 0,  # E, known with the first vectors
-            "vectors": "vectors-0.f16",
-            "generation": 0,
-            "id": uuid.uuid4().hex,
-        }
+    def claim(self, model: str) -> None:
+        """Make it, for the model that is asking and goes by that name; or hand it over, if it holds no contents.
+
+        Raises
+        ------
+        ValueError
+            If it holds another model's.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         with self._transaction(write=True) as database:
-            if database.execute("SELECT 1 FROM sqlite_master WHERE name = 'facts'").fetchone():
-                return  # another process was faster
-            for statement in SCHEMA:
-                database.execute(statement)
-            database.executemany("INSERT INTO facts VALUES (?, ?)", facts.items())
+            if not _is_made(database):
+                for statement in SCHEMA:
+                    database.execute(statement)
+                facts = {
+                    "form": FORM,
+                    "width": 0,  # E, known with the first vectors
+                    "vectors": "vectors-0.f16",
+                    "generation": 0,
+                    "id": uuid.uuid4().hex,
+                }
+                database.executemany(SET_FACT, facts.items())
+            if database.execute("SELECT 1 FROM contents").fetchone() is None:
+                database.execute("DELETE FROM files")  # what one model cannot embed, another may
+                weights = {f"{tower}_weights": digest for tower, digest in self._weights.items()}
+                database.executemany(SET_FACT, {"model": model, **weights}.items())
+            self._facts(database)
 
     def facts(self) -> dict[str, str | int]:
         """What it says of itself.
@@ -143,20 +155,17 @@ class VectorStore:
         Raises
         ------
         ValueError
-            If there is no index, or one of another form.
+            If there is no index, or one of another form or model.
         """
         if not self.exists():
             raise ValueError(f"{self.path}: there is no index; make one with `clip index` or Index.build")
         with self._transaction() as database:
-            facts = _facts(database)
-        if facts["form"] != FORM:
-            raise ValueError(f"{self.path}: an index of form {facts['form']}, and this version reads form {FORM}")
-        return facts
+            return self._facts(database)
 
     def set_fact(self, name: str, value: str) -> None:
         """Note something about the whole."""
         with self._transaction(write=True) as database:
-            database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+            database.execute(SET_FACT, (name, value))
 
     def __len__(self) -> int:
         """How many different contents there are."""
@@ -194,8 +203,8 @@ class VectorStore:
         with self._transaction(write=True) as database:
             if digests:
                 [end] = database.execute("SELECT COALESCE(MAX(row) + 1, 0) FROM contents").fetchone()
-                database.execute("UPDATE facts SET value = ? WHERE name = 'width'", (vectors.shape[1],))
-                _write(self.path / _facts(database)["vectors"], end, vectors.numpy())
+                database.execute(SET_FACT, ("width", vectors.shape[1]))
+                _write(self.path / self._facts(database)["vectors"], end, vectors.numpy())
                 rows = zip(digests, count(end), strict=False)
                 database.executemany("INSERT OR IGNORE INTO contents VALUES (?, ?)", rows)
             notes = [
@@ -212,19 +221,19 @@ class VectorStore:
             database.executemany("DELETE FROM files WHERE path = ?", [(os.fsencode(path),) for path in paths])
             rows = _rows(database)
             if len(rows) and rows[-1] >= len(rows):
-                old = self._mapped(_facts(database), rows[-1] + 1)
+                old = self._mapped(self._facts(database), rows[-1] + 1)
                 new = self.path / f"vectors-{uuid.uuid4().hex}.f16"
                 for start in range(0, len(rows), COPIED):
                     _write(new, start, old[rows[start : start + COPIED]])
                 # Rising, so that each number is free when it is given.
                 database.executemany("UPDATE contents SET row = ? WHERE row = ?", enumerate(rows.tolist()))
-                database.execute("UPDATE facts SET value = ? WHERE name = 'vectors'", (new.name,))
+                database.execute(SET_FACT, ("vectors", new.name))
         self._clear()
 
     def snapshot(self) -> Snapshot | None:
         """All vectors as they are now, or None if there is none."""
         with self._transaction() as database:
-            facts = _facts(database)
+            facts = self._facts(database)
             [size, end] = database.execute("SELECT COUNT(*), MAX(row) + 1 FROM contents").fetchone()
             if not size:
                 return None
@@ -239,11 +248,25 @@ class VectorStore:
         lookup = "SELECT path FROM files JOIN contents USING (digest) WHERE row = ? ORDER BY path"
         rows = {place: place if snapshot.rows is None else snapshot.rows[place].item() for place in places}
         with self._transaction() as database:
-            if _facts(database)["generation"] != snapshot.generation:
+            if self._facts(database)["generation"] != snapshot.generation:
                 return None
             return {
                 place: [os.fsdecode(path) for [path] in database.execute(lookup, (row,))] for place, row in rows.items()
             }
+
+    def _facts(self, database: sqlite3.Connection) -> dict[str, str | int]:
+        """What it says of itself, once it is sure that this version reads it and that it is of the model's."""
+        facts = dict(database.execute("SELECT name, value FROM facts"))
+        if facts["form"] != FORM:
+            raise ValueError(f"{self.path}: an index of form {facts['form']}, and this version reads form {FORM}")
+        for tower, digest in self._weights.items():
+            made_by = facts.get(f"{tower}_weights", "")
+            if digest != made_by:
+                raise ValueError(
+                    f"{self.path} was made by {facts['model']!r}, whose {tower} tower has the weights {made_by[:12]}, "
+                    f"and these are {digest[:12]}: use the model that made it, or make another index"
+                )
+        return facts
 
     def _mapped(self, facts: dict[str, str | int], end: int) -> np.ndarray:
         """(end, E), float16: the rows as the file has them, read when they are looked at."""
@@ -255,7 +278,7 @@ class VectorStore:
     def _clear(self) -> None:
         """Remove what belongs to earlier states, or to none."""
         with self._transaction(write=True) as database:  # so that nobody is writing
-            facts = _facts(database)
+            facts = self._facts(database)
             for file in self.path.glob("*-*"):
                 of_now = file.name == facts["vectors"] or file.name.endswith(f"-{facts['generation']}.faiss")
                 if file.suffix in (".f16", ".faiss", ".part") and not of_now:
@@ -274,9 +297,9 @@ class VectorStore:
             raise OSError(f"{self.path / DATABASE}: {error}") from error
 
 
-def _facts(database: sqlite3.Connection) -> dict[str, str | int]:
-    """What an index says of itself."""
-    return dict(database.execute("SELECT name, value FROM facts"))
+def _is_made(database: sqlite3.Connection) -> bool:
+    """Whether the tables are there."""
+    return database.execute("SELECT 1 FROM sqlite_master WHERE name = 'facts'").fetchone() is not None
 
 
 def _rows(database: sqlite3.Connection) -> np.ndarray:

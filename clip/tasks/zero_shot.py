@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from ..model import CLIP
-from .encode import embed_texts
+from .encode import encode_texts
 
 TEMPLATE = "a photo of {}."
 NONE_OF_THESE = "none of these"
@@ -84,8 +84,8 @@ class ZeroShotClassifier:
         Sentences with ``{}`` where the label goes; several are averaged in embedding space.
     none_prompts : sequence of str
         Sentences, without ``{}``, for one more label, "none of these"; `NONE_PROMPTS` is a start.
-    batch_size : int
-        Sentences encoded at once.
+    batch_size, progress
+        As for :func:`clip.tasks.encode.encode_texts`, which encodes the sentences.
 
     Attributes
     ----------
@@ -115,6 +115,7 @@ class ZeroShotClassifier:
         templates: str | Sequence[str] = TEMPLATE,
         none_prompts: Sequence[str] = (),
         batch_size: int = 256,
+        progress: bool = False,
     ):
         templates = [templates] if isinstance(templates, str) else list(templates)
         labels = [] if isinstance(labels, str) else list(labels)
@@ -132,7 +133,8 @@ class ZeroShotClassifier:
 
         self.model = model
         self.labels = tuple(sentences)
-        vectors = embed_texts(model, [text for texts in sentences.values() for text in texts], batch_size)
+        prompts = [text for texts in sentences.values() for text in texts]
+        vectors = encode_texts(model, prompts, batch_size, progress=progress)
         per_label = vectors.split([len(texts) for texts in sentences.values()])
         means = torch.stack([group.mean(dim=0) for group in per_label])  # (K, E)
         self.weights = F.normalize(means, dim=-1).T.to(model.logit_scale.device)

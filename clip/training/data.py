@@ -36,7 +36,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from ..clip import tokenize
-from ..preprocess import ImageError, Preprocess, open_image
+from ..preprocess import PICTURE_SUFFIXES, ImageError, Preprocess, open_image
 from .augment import Augment
 
 __all__ = [
@@ -56,7 +56,6 @@ __all__ = [
 IMAGE_NAMES = ("image", "image_path", "filename", "filepath")
 CAPTION_NAMES = ("caption", "title")
 ID_NAME = "id"
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 FORMATS = "a table (.csv, .tsv, .txt), JSON (.json, .jsonl), a folder with a folder for each class, or .tar shards"
 
 PROBES = 16  # draws that stand for a data set in its fingerprint

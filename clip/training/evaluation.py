@@ -11,7 +11,7 @@ import torch
 
 from ..model import CLIP
 from ..preprocess import Preprocess
-from ..tasks.encode import embed_pictures, embed_texts, gather
+from ..tasks.encode import encode_images, encode_texts, gather
 from ..tasks.metrics import recall_at_k
 from ..tasks.zero_shot import ZeroShotClassifier
 from .data import Captioned
@@ -39,7 +39,7 @@ def retrieval(items: Sequence[Captioned], preprocess: Preprocess, loss: Loss, ba
         readable, images = _readable(model, items, preprocess)
         texts = [caption for item in readable for caption in item.captions]
         owner = torch.tensor([i for i, item in enumerate(readable) for _ in item.captions])
-        captions = embed_texts(model, texts, BATCH, truncate=True)
+        captions = encode_texts(model, texts, BATCH, truncate=True)
         identities = _numbers([item.identity for item in readable])
         right = identities[:, None] == identities[owner][None, :]  # (pictures, captions)
 
@@ -91,9 +91,9 @@ def drawn_abilities(
             right = 0
             asked = iter(questions(ability, count, seed, preprocess.transforms[0].size))
             while batch := list(islice(asked, BATCH)):
-                images = gather(embed_pictures(model, preprocess, (q.image for q in batch), BATCH)).values
+                images = gather(encode_images(model, preprocess, (q.image for q in batch), BATCH)).values
                 texts = sorted({caption for q in batch for caption in q.captions})
-                vectors = embed_texts(model, texts, BATCH)
+                vectors = encode_texts(model, texts, BATCH)
                 place = {text: i for i, text in enumerate(texts)}
                 for question, image in zip(batch, images, strict=True):
                     candidates = vectors[[place[caption] for caption in question.captions]]
@@ -106,7 +106,7 @@ def drawn_abilities(
 
 def _readable(model: CLIP, items: Sequence[Captioned], preprocess: Preprocess) -> tuple[list[Captioned], torch.Tensor]:
     """The items whose pictures can be read, and the vectors of those (n, E)."""
-    rows = gather(embed_pictures(model, preprocess, (item.open for item in items), BATCH))
+    rows = gather(encode_images(model, preprocess, (item.open for item in items), BATCH))
     for index, error in rows.errors.items():
         logger.warning("left out of the evaluation: %s (%s)", items[index].source, error)
     return [items[index] for index in rows.indices], rows.values
