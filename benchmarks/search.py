@@ -1,6 +1,6 @@
 """How many queries a second, exactly and by faiss, and how many of the nearest does each way find?
 
-    python benchmarks/search.py [--sizes 10000 100000 1000000] [--width 512]
+    python -m benchmarks.search [--sizes 10000 100000 1000000] [--width 512]
 
 Vectors of unit length in half precision, the exact ones memory-mapped from a file as an index has them. They are made
 up: 32 random numbers each, mapped to 512 and blurred a little. (Embeddings of pictures have about as many directions;
@@ -12,9 +12,7 @@ Queries come one by one, as people ask them, and 64 at once. A million vectors t
 """
 
 import argparse
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,8 +22,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from clip.tasks.search_backends import BACKENDS, ExactSearch, FaissSearch, overlap
+
+from .contest import machine
 
 LATENT, BLUR = 32, 0.2
 TOP, QUERIES, AT_ONCE = 10, 64, 64
@@ -70,7 +69,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     options = parser.parse_args()
     print(
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"{machine()['processor']}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"faiss {faiss.__version__}; {options.width} numbers a vector, float16; the {TOP} nearest"
     )
     print(f"{'vectors':>9}  {'backend':12}{'ready after':>13}{'one by one':>14}{f'{AT_ONCE} at once':>14}{'recall':>9}")
