@@ -313,7 +313,7 @@ class Normalize(nn.Module):
         return f"mean={self.mean}, std={self.std}"
 
 
-def open_image(path: str | os.PathLike) -> Image.Image:
+def open_image(path: str | os.PathLike, draft: int | None = None) -> Image.Image:
     """Read a picture from a file: whole, upright, and in its own mode.
 
     `Image.open` alone reads only the header, and leaves photographs taken sideways on their side. Of an animated or
@@ -323,6 +323,10 @@ def open_image(path: str | os.PathLike) -> Image.Image:
     ----------
     path : str or os.PathLike
         A file in any format that Pillow reads by itself; not EPS, which is a program.
+    draft : int, optional
+        Decode a JPEG at a half, a quarter or an eighth of its size, as long as its shorter side keeps this many pixels.
+        With twice the model's side, reading and preprocessing 1920 x 1080 pixels takes half the time, and the pixels
+        that the model sees differ by less than 0.5 of 255 on average (`python -m benchmarks preprocess`).
 
     Returns
     -------
@@ -341,6 +345,8 @@ def open_image(path: str | os.PathLike) -> Image.Image:
                 raise Image.DecompressionBombError(f"{picture.width} x {picture.height} pixels are more than {limit}")
             if picture.format == "EPS":
                 raise UnidentifiedImageError("decoding it would run Ghostscript on a program in the file")
+            if draft is not None:
+                picture.draft(None, (draft, draft))
             picture.load()
             ImageOps.exif_transpose(picture, in_place=True)
             return picture

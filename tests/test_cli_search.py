@@ -15,6 +15,8 @@ import clip
 from clip.app import index as index_command
 from clip.app import search as search_command
 from clip.app.cli import main
+from clip.preprocess import open_image
+from clip.tasks import encode
 from clip.tasks.retrieval import Index, Query
 
 
@@ -275,3 +277,10 @@ def test_names_that_are_no_text_or_would_move_the_cursor_are_escaped(folder, cap
     assert capsys.readouterr().out.startswith(r"a\x85dog")
     assert search("a dog", "--json") == 0
     assert rb"caf\udce9" in capsys.readouterr().out.encode()
+
+
+def test_a_draft_reaches_the_reader(folder, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(encode, "open_image", lambda path, draft: asked.append(draft) or open_image(path, draft))
+    assert main(["index", "photos", "-o", "z", "--draft", "--model", "model.safetensors", "--device", "cpu"]) == 0
+    assert set(asked) == {2 * clip.load("model.safetensors", "cpu")[0].visual.input_resolution}

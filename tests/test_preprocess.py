@@ -558,3 +558,21 @@ def test_a_postscript_picture_is_not_run(tmp_path):
     Image.new("RGB", (4, 4)).save(path, format="EPS")
     with pytest.raises(ImageError, match="not in a picture format"):
         open_image(path)
+
+
+@pytest.mark.parametrize(
+    ("side", "size"), [(None, (1411, 1411)), (1000, (1411, 1411)), (448, (706, 706)), (100, (177, 177))]
+)
+def test_a_draft_keeps_the_shorter_side(side, size):
+    assert open_image(SKIMAGE / "retina.jpg", draft=side).size == size
+
+
+def test_a_draft_of_twice_the_side_looks_nearly_the_same():
+    exact, draft = (Preprocess(112)(open_image(SKIMAGE / "retina.jpg", draft=side)) for side in (None, 224))
+    error = 255 * ((exact - draft).abs().mean(dim=(1, 2)) * torch.tensor(CLIP_STD)).mean()
+    assert 0 < error < 0.5
+
+
+def test_only_jpegs_have_a_draft():
+    exact, draft = (open_image(SKIMAGE / "coffee.png", draft=side) for side in (None, 50))
+    assert exact.tobytes() == draft.tobytes()

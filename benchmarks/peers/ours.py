@@ -36,9 +36,9 @@ def tokenize_first(texts: list) -> Run:
     return run
 
 
-def preprocess(folder: str, threads: int) -> Run:
+def preprocess(folder: str, threads: int, draft: int | None = None) -> Run:
     paths, transform = sorted(Path(folder).iterdir()), Preprocess(inputs.RESOLUTION)
-    return lambda: torch.cat([rows.values for rows in read_pictures(paths, transform, workers=threads)])
+    return lambda: torch.cat([rows.values for rows in read_pictures(paths, transform, workers=threads, draft=draft)])
 
 
 @cache

@@ -9,7 +9,16 @@ import numpy as np
 
 from ..checkpoints.files import replacing
 from ..tasks.encode import encode_images, encode_texts, gather
-from .command import CommandError, add_command, add_model_options, complaining, count, load_model
+from .command import (
+    CommandError,
+    add_command,
+    add_draft_option,
+    add_model_options,
+    complaining,
+    count,
+    draft_side,
+    load_model,
+)
 
 EPILOG = """\
 what is in the file, for numpy.load:
@@ -48,6 +57,7 @@ def add_embed_command(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--batch-size", type=count, default=64, metavar="N", help="at once (default: 64)")
     parser.add_argument("--workers", type=count, default=2, metavar="N", help="threads that read (default: 2)")
+    add_draft_option(parser)
     add_model_options(parser, "--model", default="ViT-B/32")
 
 
@@ -66,7 +76,15 @@ def _embed(options: argparse.Namespace) -> int:
     tower = "image" if options.pictures else "text"
     model, preprocess = load_model(options, tower=tower, image_size=options.image_size, optimized=True)
     if options.pictures:
-        batches = encode_images(model, preprocess, options.pictures, options.batch_size, options.workers, progress=True)
+        batches = encode_images(
+            model,
+            preprocess,
+            options.pictures,
+            options.batch_size,
+            options.workers,
+            progress=True,
+            draft=draft_side(options, model),
+        )
         rows = gather(complaining("embed", batches))
         features, names, errors = rows.values, [options.pictures[i] for i in rows.indices], rows.errors
     else:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from ..clip import available_models
 from ..tasks.retrieval import Index, folders_of, model_of
-from .command import add_command, add_model_options, count, load_model, printable
+from .command import add_command, add_draft_option, add_model_options, count, draft_side, load_model, printable
 
 MODEL = "ViT-B/32"
 EPILOG = f"""\
@@ -42,6 +42,7 @@ def add_index_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("-o", "--out", required=True, metavar="INDEX", help="the index: a folder, made if need be")
     parser.add_argument("--batch-size", type=count, default=64, metavar="N", help="pictures at once (default: 64)")
     parser.add_argument("--workers", type=count, default=2, metavar="N", help="threads that read (default: 2)")
+    add_draft_option(parser)
     add_model_options(parser, "--model")
 
 
@@ -60,6 +61,7 @@ def _index(options: argparse.Namespace) -> int:
             options.model,
             batch_size=options.batch_size,
             workers=options.workers,
+            draft=draft_side(options, model),
             progress=True,
         )
     except KeyboardInterrupt:

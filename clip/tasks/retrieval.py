@@ -127,6 +127,7 @@ class Index:
         batch_size: int = 64,
         workers: int = 2,
         progress: bool = False,
+        draft: int | None = None,
     ) -> "Index":
         """Make an index of all pictures below some folders, or go on with one that an earlier call has made or begun.
 
@@ -138,7 +139,7 @@ class Index:
             As :func:`clip.load` returned them, with both towers.
         name : str
             What `clip.load` was given: kept, so that a search can load the same.
-        folders, batch_size, workers, progress
+        folders, batch_size, workers, progress, draft
             As for :meth:`update`.
 
         Raises
@@ -154,7 +155,7 @@ class Index:
             raise ValueError(f"expected a CLIP with both towers, got {type(model).__name__}: load it without `tower`")
         index = cls(path, model, preprocess, "exact", None)
         index._store.claim(name)
-        index.update(folders, batch_size=batch_size, workers=workers, progress=progress)
+        index.update(folders, batch_size=batch_size, workers=workers, progress=progress, draft=draft)
         return index
 
     @classmethod
@@ -202,6 +203,7 @@ class Index:
         batch_size: int = 64,
         workers: int = 2,
         progress: bool = False,
+        draft: int | None = None,
     ) -> None:
         """Make the index hold exactly the pictures that are below the folders now; `changes` tells what that took.
 
@@ -220,6 +222,8 @@ class Index:
             Threads that read.
         progress : bool
             Show on standard error how far it is, if that is a terminal.
+        draft : int, optional
+            As for :func:`clip.preprocess.open_image`: large photographs are read faster, and not exactly.
 
         Raises
         ------
@@ -240,7 +244,7 @@ class Index:
         gone = [path for path in known if path not in found and not _is_below(path, errors)]
         errors |= {path: known[path].error for path in unchanged if known[path].error}
 
-        embedded, recognised, fresh_errors = self._add(new, batch_size, workers, progress)
+        embedded, recognised, fresh_errors = self._add(new, batch_size, workers, progress, draft)
         self._store.drop(gone)
         errors = dict(sorted((errors | fresh_errors).items()))
         self.changes = Changes(embedded, recognised, len(unchanged), len(gone), errors)
@@ -356,7 +360,7 @@ class Index:
         return FaissSearch(vectors, kind, self._store.path / f"{kind}-{state.rpartition('-')[2]}.faiss")
 
     def _add(
-        self, files: Sequence[File], batch_size: int, workers: int, progress: bool
+        self, files: Sequence[File], batch_size: int, workers: int, progress: bool, draft: int | None
     ) -> tuple[int, int, dict[str, str]]:
         """Embed what is new in these files: how many were, how many did not need to be, which are bad."""
         holders: dict[bytes, list[File]] = {}  # contents on their way through the model, in order, and their files
@@ -389,7 +393,7 @@ class Index:
 
         with tqdm(total=len(files), unit=" pictures", disable=None if progress and files else True) as bar:
             done = 0
-            for rows in encode_images(model, self._preprocess, unseen(), batch_size, workers):
+            for rows in encode_images(model, self._preprocess, unseen(), batch_size, workers, draft=draft):
                 batch = [(digest, holders.pop(digest)) for digest in list(islice(holders, len(rows)))]
                 vectors, reasons = _sound(rows)
                 digests = [digest for place, (digest, _) in enumerate(batch, done) if place not in reasons]
