@@ -37,6 +37,7 @@ TARGETS = [
     Target("tokenize", "English, first pass", ("original",), 5),
     Target("tokenize", "English, warm", ("tokenizers",), 8),
     Target("tokenize", "noisy Unicode and HTML", ("original",), 2),
+    Target("tokenize", "every other one noisy", ("original",), 2),
     Target("load", "ViT-B/32, call", ("original",), 8),
     Target("load", "ViT-B/32, whole process", ("original",), 3),
     Target("load", "ViT-B/32, peak memory", ("original",), 0.55),

@@ -2,7 +2,7 @@
 
     paths, pictures, functions that open one
       │  read_pictures       decoded and preprocessed on threads, one batch ahead of the model
-      │  encode_images      encode_image, unit length
+      │  encode_images       encode_image, unit length
     Rows, Rows, ...          which pictures these are, their vectors, and why others have none
       │  gather
     Rows                     all in one

@@ -3,7 +3,7 @@
     folders
       │  files that are new or changed      by size and time of change
       │  contents that are new              by sha256: a copy or a moved file is not embedded again
-      │  encode_images                     a batch, a transaction
+      │  encode_images                      a batch, a transaction
     photos.clipindex                        vectors of unit length (vector_store.py)
       │  query @ vectors                    all of them, or by a faster way (search_backends.py)
     matches                                 paths, cosines, ranks
