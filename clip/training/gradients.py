@@ -23,6 +23,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..model import CLIP, Bottleneck, ResidualAttentionBlock
+from .fast import fast_blocks
 from .loss import Loss
 
 __all__ = ["backward", "checkpoint_blocks"]
@@ -66,7 +67,8 @@ def backward(
     """
 
     def embed(images: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        with torch.autocast(images.device.type, autocast) if autocast else nullcontext():
+        half = torch.autocast(images.device.type, autocast) if autocast else nullcontext()
+        with fast_blocks(model, tokens), half:
             features = model.encode_image(images), model.encode_text(tokens)
         return tuple(f.to(torch.promote_types(f.dtype, torch.float32)) for f in features)
 
