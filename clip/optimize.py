@@ -10,6 +10,7 @@ each step is an identity:
                      s · (W∗x - μ) + β  =  (s · W)∗x + (β - s · μ),  the convolution before it with other weights.
     QuickGELU        x σ(1.702 x) = silu(1.702 x) / 1.702, and the two factors go into the weights before and after.
     the last block   Only one token of it is read out, so only that one asks and goes through the perceptron.
+    short texts      Linear layers see the tokens of all texts in one row, without what pads them to the same length.
     a lone query     It needs neither the keys nor the values of the L tokens x_l, as the products can be regrouped:
                      q · (W_k x_l + b_k)  =  (W_kᵀ q) · x_l + q · b_k, and what is the same for all l the softmax does
                      not see;  Σ a_l (W_v x_l + b_v)  =  W_v (Σ a_l x_l) + b_v,  as Σ a_l = 1.
@@ -37,6 +38,8 @@ from .transformer import ResidualAttentionBlock, Transformer
 from .vit import VisionTransformer
 
 __all__ = ["OptimizedCLIP", "optimize"]
+
+AT_ONCE = 4  # pictures in a ResNet on a CPU: what its first layers make of more does not stay in the processor's cache
 
 
 def optimize(model: CLIP, dtype: torch.dtype | None = None) -> CLIP:
@@ -238,9 +241,9 @@ class _ModifiedResNet(nn.Module):
         super().__init__()
         self.input_resolution = visual.input_resolution
         self.output_dim = visual.output_dim
-        self.conv1 = _without_norm(visual.conv1, visual.bn1, dtype)
-        self.conv2 = _without_norm(visual.conv2, visual.bn2, dtype)
-        self.conv3 = _without_norm(visual.conv3, visual.bn3, dtype)
+        self.conv1 = _without_norm(visual.conv1, visual.bn1, dtype, relu=True)
+        self.conv2 = _without_norm(visual.conv2, visual.bn2, dtype, relu=True)
+        self.conv3 = _without_norm(visual.conv3, visual.bn3, dtype, relu=True)
         self.avgpool = _as_it_is(visual.avgpool)
         self.layer1, self.layer2, self.layer3, self.layer4 = (
             nn.Sequential(*(_bottleneck(block, dtype) for block in stage))
@@ -251,10 +254,16 @@ class _ModifiedResNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, 3, R, R) -> (N, E)."""
+        if x.device.type == "cpu" and len(x) > AT_ONCE and not _is_recording(x):
+            return torch.cat([self._embed(part) for part in x.split(AT_ONCE)])
+        return self._embed(x)
+
+    def _embed(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, 3, R, R) -> (N, E)."""
         x = x.contiguous(memory_format=torch.channels_last)
-        x = self.conv1(x).relu_()
-        x = self.conv2(x).relu_()
-        x = self.conv3(x).relu_()
+        x = self.conv1(x)
+        x = self.conv2(x)
+        x = self.conv3(x)
         x = self.avgpool(x)
         x = self.layer1(x)
         x = self.layer2(x)
@@ -274,8 +283,8 @@ class _Bottleneck(nn.Module):
 
     def __init__(self, block: Bottleneck, dtype: torch.dtype):
         super().__init__()
-        self.conv1 = _without_norm(block.conv1, block.bn1, dtype)
-        self.conv2 = _without_norm(block.conv2, block.bn2, dtype)
+        self.conv1 = _without_norm(block.conv1, block.bn1, dtype, relu=True)
+        self.conv2 = _without_norm(block.conv2, block.bn2, dtype, relu=True)
         self.avgpool = _as_it_is(block.avgpool)
         self.conv3 = _without_norm(block.conv3, block.bn3, dtype)
         self.downsample = nn.Identity()
@@ -286,8 +295,8 @@ class _Bottleneck(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, inplanes, H, W) -> (N, 4 · planes, H / stride, W / stride)."""
         identity = self.downsample(x)
-        x = self.conv1(x).relu_()
-        x = self.conv2(x).relu_()
+        x = self.conv1(x)
+        x = self.conv2(x)
         x = self.conv3(self.avgpool(x))
         return x.add_(identity).relu_()
 
@@ -330,11 +339,36 @@ class _Transformer(nn.Module):
     def forward(self, x: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
         """(N, L, D) -> (N, D): for each sequence what became of the token (N,) that is read out."""
         *blocks, last = self.resblocks
-        for block in blocks:
-            x = block(x) if isinstance(block, _Block) else _sequence_first(block, x)
+        if self.is_causal and all(isinstance(block, _Block) for block in blocks) and not _is_recording(x):
+            packing = _Packing(token, x.shape[1])  # nobody looks beyond the token
+            x = packing.pack(x)
+            for block in blocks:
+                x = block(x, packing)
+            x = packing.unpack(x)
+        else:
+            for block in blocks:
+                x = block(x) if isinstance(block, _Block) else _sequence_first(block, x)
         if isinstance(last, _LastBlock):
             return last(x, token)
         return _take(_sequence_first(last, x), token)
+
+
+class _Packing:
+    """N sequences in a batch (N, L, D), or one behind the other (T, D) without what comes after their `last` (N,)."""
+
+    def __init__(self, last: torch.Tensor, length: int):
+        wanted = torch.arange(length, device=last.device) <= last[:, None]  # (N, L)
+        self.shape = wanted.shape
+        self.places = wanted.flatten().nonzero()[:, 0]  # (T,)
+
+    def pack(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, L, D) -> (T, D)."""
+        return x.flatten(0, 1)[self.places]
+
+    def unpack(self, x: torch.Tensor) -> torch.Tensor:
+        """(T, D) -> (N, L, D), zeros where nothing was."""
+        count, length = self.shape
+        return x.new_zeros(count * length, x.shape[1]).index_copy_(0, self.places, x).unflatten(0, (count, length))
 
 
 def _sequence_first(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -355,12 +389,14 @@ class _Block(nn.Module):
         self.ln_2 = _as_it_is(block.ln_2)
         self.mlp = _perceptron(block.mlp, dtype)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, L, D) -> (N, L, D)."""
-        qkv = self.in_proj(self.ln_1(x)).unflatten(-1, (3, self.heads, -1))  # (N, L, 3, H, d)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (N, H, L, d) each
-        heads = F.scaled_dot_product_attention(q, k, v, is_causal=self.is_causal)
-        x = x + self.out_proj(heads.transpose(1, 2).flatten(2))
+    def forward(self, x: torch.Tensor, packing: _Packing | None = None) -> torch.Tensor:
+        """(N, L, D) -> (N, L, D), or with a packing (T, D) -> (T, D)."""
+        qkv = self.in_proj(self.ln_1(x))
+        if packing is not None:
+            qkv = packing.unpack(qkv)
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (N, H, L, d) each
+        heads = F.scaled_dot_product_attention(q, k, v, is_causal=self.is_causal).transpose(1, 2).flatten(2)
+        x = x + self.out_proj(heads if packing is None else packing.pack(heads))
         return x + self.mlp(self.ln_2(x))
 
 
@@ -445,10 +481,11 @@ def _take(x: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
 
 
 class _Linear(nn.Module):
-    """A linear layer with weights (outputs, inputs) of its own, packed where that is faster."""
+    """A linear layer with weights (outputs, inputs) of its own, packed where that is faster; maybe with a ReLU."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype):
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype, relu: bool = False):
         super().__init__()
+        self.relu = relu
         weight = _fixed(weight, dtype)
         self.bias = None if bias is None else _fixed(bias, dtype)
         self.is_packed = weight.device.type == "cpu" and _packing_pays(*weight.shape, dtype)
@@ -456,7 +493,10 @@ class _Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., inputs) -> (..., outputs)."""
-        return (_packed_linear if self.is_packed else F.linear)(x, self.weight, self.bias)
+        if self.is_packed:
+            return _packed_linear(x, self.weight, self.bias, self.relu)
+        x = F.linear(x, self.weight, self.bias)
+        return x.relu_() if self.relu else x
 
 
 # PyTorch's own compiler calls these two; PyTorch has no public name for them.
@@ -467,9 +507,11 @@ def _pack(weight: torch.Tensor) -> torch.Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight, None)
 
 
-def _packed_linear(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """`F.linear` for weights that were packed."""
-    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+def _packed_linear(
+    x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, relu: bool = False
+) -> torch.Tensor:
+    """`F.linear` for weights that were packed, and maybe a ReLU."""
+    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "relu" if relu else "none", [], "")
 
 
 @functools.cache
@@ -490,26 +532,26 @@ def _packing_pays(outputs: int, inputs: int, dtype: torch.dtype) -> bool:
     return best[_packed_linear] < best[F.linear]
 
 
-def _without_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, dtype: torch.dtype) -> nn.Module:
-    """One convolution that does what `conv` and then `norm` do: s · (W∗x - μ) + β = (s · W)∗x + (β - s · μ)."""
+def _without_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, dtype: torch.dtype, relu: bool = False) -> nn.Module:
+    """What `conv` and then `norm` do, s · (W∗x - μ) + β = (s · W)∗x + (β - s · μ), in one; and maybe a ReLU."""
     precise = torch.promote_types(conv.weight.dtype, torch.float32)
     s = norm.weight.to(precise) / (norm.running_var.to(precise) + norm.eps).sqrt()
     weight = s[:, None, None, None] * conv.weight.to(precise)
     bias = norm.bias.to(precise) - s * norm.running_mean.to(precise)
     if conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1:
-        return _PixelwiseLinear(weight.flatten(1), bias, dtype)
+        return _PixelwiseLinear(weight.flatten(1), bias, dtype, relu)
     folded = _as_it_is(conv)
     folded.weight = _fixed(weight, dtype, torch.channels_last)
     folded.bias = _fixed(bias, dtype)
-    return folded
+    return nn.Sequential(folded, nn.ReLU(inplace=True)) if relu else folded
 
 
 class _PixelwiseLinear(nn.Module):
     """A 1x1 convolution: with channels last, pixels are the rows of a matrix."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype):
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype, relu: bool):
         super().__init__()
-        self.linear = _Linear(weight, bias, dtype)
+        self.linear = _Linear(weight, bias, dtype, relu)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) -> (N, C', H, W), channels last in memory."""

@@ -175,9 +175,14 @@ class SimpleTokenizer:
     def _encode_chunk(self, chunk: str) -> list[int]:
         """Return the ids of clean, lower-cased text without white space, and remember them."""
         ids: list[int] = []
-        for word in self.pat.findall(chunk):
-            token = "".join([self.byte_encoder[byte] for byte in word.encode("utf-8")])
-            ids += [self.encoder[symbol] for symbol in self.bpe(token).split(" ")]
+        one_word = chunk.isascii() and chunk.isalpha()
+        for word in [chunk] if one_word else self.pat.findall(chunk):
+            whole = self._whole_words.get(word + "</w>") if word.isascii() else None  # ASCII stands for itself
+            if whole is not None:
+                ids.append(whole)
+            else:
+                token = "".join([self.byte_encoder[byte] for byte in word.encode("utf-8")])
+                ids += [self.encoder[symbol] for symbol in self.bpe(token).split(" ")]
         if len(chunk) <= _CACHE_KEY:
             if len(self._chunk_ids) >= _CACHE_ENTRIES:
                 self._chunk_ids.clear()

@@ -230,17 +230,30 @@ def test_the_last_block_computes_one_token_of_each_sequence(tiny_vit):
         first.mlp.register_forward_hook(lambda _, __, out, name=name: shapes.setdefault(name, []).append(out.shape))
         last.mlp.register_forward_hook(lambda _, __, out, name=name: shapes.setdefault(name, []).append(out.shape))
     features(fast)
-    assert shapes == {"image": [(3, 10, 128), (3, 128)], "text": [(3, 16, 64), (3, 64)]}
+    count = int((TOKENS != 0).sum())  # all tokens of all captions, one behind the other
+    assert shapes == {"image": [(3, 10, 128), (3, 128)], "text": [(count, 64), (3, 64)]}
 
 
-def test_texts_are_read_to_the_longest_captions_end_and_no_caption_matters_to_another(tiny_vit):
+def test_texts_are_read_to_their_ends_and_no_caption_matters_to_another(tiny_vit):
     fast = optimize(tiny_vit)
     lengths = []
-    fast.transformer.resblocks[0].register_forward_hook(lambda _, __, out: lengths.append(out.shape[1]))
+    fast.transformer.resblocks[0].register_forward_hook(lambda _, __, out: lengths.append(len(out)))
     together = fast.encode_text(TOKENS)
     alone = torch.cat([fast.encode_text(clip.tokenize(caption)) for caption in CAPTIONS])
-    assert lengths == [16, 8, 16, 8]
+    each = [clip.count_tokens(caption)[0] for caption in CAPTIONS]
+    assert lengths == [sum(each), *each]
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_a_batch_of_pictures_is_embedded_a_few_at_a_time_and_in_order():
+    plain = filled(TINY["rn"])
+    fast = optimize(plain)
+    counts = []
+    fast.visual.layer1.register_forward_hook(lambda _, __, out: counts.append(len(out)))
+    images = torch.randn(9, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    together = fast.encode_image(images)
+    assert counts == [4, 4, 1]
+    torch.testing.assert_close(together, plain.encode_image(images), rtol=1e-4, atol=1e-4)
 
 
 def test_tokens_after_the_first_end_token_change_nothing(tiny_vit):
