@@ -26,6 +26,7 @@ setup(
         "completion": ["shtab>=1.13"],
         "evaluate": ["matplotlib", "scikit-learn"],
         "search": ["faiss-cpu", "matplotlib", "qdrant-client"],
+        "towers": ["timm", "transformers"],
         "train": ["matplotlib", "tensorboard"],
         "test": [
             "pytest",

@@ -8,6 +8,7 @@
 from .checkpoints import CheckpointError
 from .checkpoints.released import DownloadError
 from .clip import available_models, count_tokens, load, save, tokenize
+from .dual_encoder import DualEncoder
 from .optimize import optimize
 from .preprocess import ImageError
 from .tasks.scores import classify, multilabel, similarity
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
     "DownloadError",
+    "DualEncoder",
     "ImageError",
     "ZeroShotClassifier",
     "available_models",

@@ -7,7 +7,7 @@ module merely imported or kept for itself, so those names are here too.
 import difflib
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
@@ -20,6 +20,7 @@ from .checkpoints import CheckpointError, read_checkpoint, write_checkpoint
 from .checkpoints.released import MODELS as _MODELS
 from .checkpoints.released import download as _download
 from .config import CLIPConfig
+from .dual_encoder import DualEncoder, assemble_dual_encoder, description_of
 from .model import CLIP, TOWERS, assemble, build_model, check_entries, config_of  # noqa: F401
 from .optimize import OptimizedCLIP
 from .positions import interpolate_positions
@@ -58,6 +59,7 @@ def load(
     local_files_only: bool = False,
     image_size: int | None = None,
     tower: str | None = None,
+    config: Mapping[str, object] | None = None,
 ) -> tuple[CLIP, Preprocess]:
     """Load a model and the preprocessing that goes with it.
 
@@ -65,7 +67,8 @@ def load(
     ----------
     name : str or path
         A name listed by :func:`available_models`, or the path of a checkpoint: OpenAI's archives, state dicts saved by
-        `torch.save`, safetensors, training checkpoints. Nothing a file says is executed.
+        `torch.save`, safetensors, training checkpoints, folders and files of Hugging Face's and open_clip's. Nothing a
+        file says is executed.
     device : str, int or torch.device, optional
         "cpu", "cuda", "cuda:1", "mps" in any case, the number of a GPU, or "auto" for the best there is. By default
         "cuda" if there is one, otherwise "cpu".
@@ -83,7 +86,12 @@ def load(
         patch, or of 32 for a ResNet. The positional embeddings are interpolated (:mod:`clip.positions`), and a warning
         says what it costs: the model has never seen pictures of that size, so it is not as good as published.
     tower : str, optional
-        "image" or "text": read this tower alone, the other never enters memory. `logit_scale` belongs to both.
+        "image" or "text": read this tower alone, the other never enters memory. `logit_scale` belongs to both; it is
+        NaN if the file was of one tower and did not hold it.
+    config : mapping, optional
+        What you know of the model and its file does not say, by the names of `clip.config.CLIPConfig`: "activation"
+        ("quick_gelu" or "gelu"), "vision_heads", "transformer_heads", "image_mean", "image_std", "image_resize". A file
+        of bare weights says none of it: OpenAI's way is taken then, and a warning says so until you do.
 
     Returns
     -------
@@ -116,22 +124,37 @@ def load(
     if tower == "text" and image_size is not None:
         raise ValueError('image_size is about the image tower, which tower="text" leaves out')
 
-    path = _find(name, download_root, local_files_only)
-    config, weights = read_checkpoint(path, tower)
-    if image_size not in (None, config.image_resolution):
-        resized = _at_size(config, image_size)
-        warnings.warn(_cost(config, resized), stacklevel=2)
-        table = "visual.positional_embedding" if config.is_vit else "visual.attnpool.positional_embedding"
-        weights[table] = interpolate_positions(weights[table], image_size // config.stride)
-        config = resized
+    path = find_checkpoint(name, download_root, local_files_only)
+    sizes, weights = read_checkpoint(path, tower, config)
+    if isinstance(sizes, dict):
+        if image_size is not None or config:
+            raise ValueError("image_size and config are about CLIP's own towers; this model has others, all described")
+        try:
+            model = assemble_dual_encoder(sizes, weights, dtype, device, tower)
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        return model, model.preprocess
+    if image_size not in (None, sizes.image_resolution):
+        resized = _at_size(sizes, image_size)
+        warnings.warn(_cost(sizes, resized), stacklevel=2)
+        table = "visual.positional_embedding" if sizes.is_vit else "visual.attnpool.positional_embedding"
+        weights[table] = interpolate_positions(weights[table], image_size // sizes.stride)
+        sizes = resized
     try:
-        model = assemble(config, weights, dtype, device, tower)
+        model = assemble(sizes, weights, dtype, device, tower)
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return model, Preprocess(config.image_resolution)
+    return model, Preprocess(sizes.image_resolution, sizes.image_mean, sizes.image_std, sizes.image_resize)
 
 
-def save(model: CLIP, path: str | os.PathLike) -> None:
+def preprocess_of(model: CLIP) -> Preprocess:
+    """Return the preprocessing that goes with a model, as :func:`load` does."""
+    if isinstance(model, DualEncoder):
+        return model.preprocess
+    return Preprocess(model.visual.input_resolution, model.image_mean, model.image_std, model.image_resize)
+
+
+def save(model: CLIP, path: str | os.PathLike, training: Mapping[str, object] | None = None) -> None:
     """Write a model to a file that :func:`load` reads.
 
     Parameters
@@ -141,6 +164,8 @@ def save(model: CLIP, path: str | os.PathLike) -> None:
         dtype it is asked for: a model that `load` made comes back the same under the same `device` and `dtype`.
     path : path
         Ending in ".safetensors" (any program can read it, nothing in it can run) or ".pt" (`torch.load` reads it).
+    training : mapping, optional
+        What a training run needs to go on, of tensors and plain values; kept under "training" in a ".pt" file.
 
     Raises
     ------
@@ -153,9 +178,13 @@ def save(model: CLIP, path: str | os.PathLike) -> None:
     """
     if isinstance(model, OptimizedCLIP):
         raise ValueError("an optimised copy cannot be saved: save the model it was made from")
-    config, weights = config_of(model), model.state_dict()
-    check_entries(config, weights)
-    write_checkpoint(path, config, weights)
+    weights = model.state_dict()
+    if isinstance(model, DualEncoder):
+        config = description_of(model)
+    else:
+        config = config_of(model)
+        check_entries(config, weights)
+    write_checkpoint(path, config, weights, training)
 
 
 def tokenize(texts: str | Iterable[str], context_length: int = 77, truncate: bool = False) -> torch.Tensor:
@@ -276,7 +305,9 @@ def _cost(trained: CLIPConfig, resized: CLIPConfig) -> str:
     )
 
 
-def _find(name: str | os.PathLike, download_root: str | os.PathLike | None, local_files_only: bool) -> str:
+def find_checkpoint(
+    name: str | os.PathLike, download_root: str | os.PathLike | None = None, local_files_only: bool = False
+) -> str:
     """The path of the checkpoint: a released file, downloaded if need be, or the caller's own."""
     if name in EMBEDDED:
         return os.fspath(EMBEDDED[name])

@@ -2,21 +2,28 @@
 
 Source: Radford et al. (2103.00020) Appendix F, Tables 19 and 20; the released files for what the tables leave open.
 
-A row is either written down here (the nine released models) or read from the shapes of a state dict. Shapes tell every
-size but three. The number of heads is not visible: in the nine models a head is always 64 wide, so heads = width / 64.
-Nor is the activation: OpenAI trained with QuickGELU, and a file with no word about it is taken to be theirs. And the
-resolution is seen only as whole patches (in a ResNet, whole steps of 32 pixels).
+A row is either written down here (the nine released models) or read from the shapes of a state dict. What shapes do not
+tell (`UNSEEN`) is the same in the nine: heads are 64 wide, the activation is QuickGELU, pictures are normalised by one
+mean and deviation. Others vary it, so a file that holds another model has to say so. The resolution is seen as whole
+patches only (in a ResNet, whole steps of 32 pixels).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 
 import torch
 
 HEAD_DIM = 64  # d_k of every released model, in both towers
 MAX_LAYERS = 1000  # what is more is no CLIP but a file made to fill the memory
+ACTIVATIONS = ("quick_gelu", "gelu")
+RESIZES = ("shortest", "squash")
 ARCHIVE_SIZES = ("input_resolution", "context_length", "vocab_size")  # scalars beside the weights in OpenAI's archives
+# The fields that no shape shows; those that count nothing; those that may be None
+UNSEEN = ("activation", "vision_heads", "transformer_heads", "image_mean", "image_std", "image_resize")
+_WORDS = ("activation", "image_mean", "image_std", "image_resize")
+_OPTIONAL = ("vision_patch_size", "vision_heads", "transformer_heads", "vision_mlp_width", "transformer_mlp_width")
 
 
 @dataclass(frozen=True)
@@ -39,20 +46,56 @@ class CLIPConfig:
     context_length: int
     vocab_size: int
     transformer_width: int
-    transformer_heads: int
+    transformer_heads: int | None  # 64 channels to a head, if None
     transformer_layers: int
     # the transformers of both towers
     activation: str = "quick_gelu"  # or "gelu"
+    # what follows from the widths in the released models, and is filled in if it is not given
+    vision_heads: int | None = None  # H of the ViT, or of the ResNet's attention pool; 64 channels to a head
+    vision_mlp_width: int | None = None  # 4 D; None for a ResNet
+    transformer_mlp_width: int | None = None  # 4 D
+    # how a picture is made ready, each of the means and deviations for red, green, blue in [0, 1]
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    image_resize: str = "shortest"  # the short side to R, then the middle is cut out; or "squash", both sides to R
 
     def __post_init__(self):
-        if isinstance(self.vision_layers, list):  # JSON has no tuples
-            object.__setattr__(self, "vision_layers", tuple(self.vision_layers))
+        for name in ("vision_layers", "image_mean", "image_std"):
+            if isinstance(getattr(self, name), list):  # JSON has no tuples
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        self._check_words()
         for name, value in vars(self).items():
-            sizes = value if isinstance(value, tuple) else (value,)
-            if name == "activation" or (name == "vision_patch_size" and value is None):
+            sizes = value if name == "vision_layers" and isinstance(value, tuple) else (value,)
+            if name in _WORDS or (name in _OPTIONAL and value is None):
                 continue
             if not all(isinstance(size, Integral) and size > 0 for size in sizes):
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        implied = {
+            "vision_heads": max(1, self._feature_width // HEAD_DIM),
+            "transformer_heads": max(1, self.transformer_width // HEAD_DIM),
+            "vision_mlp_width": 4 * self.vision_width if self.is_vit else None,
+            "transformer_mlp_width": 4 * self.transformer_width,
+        }
+        for name, value in implied.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        self._check_fit()
+
+    def _check_words(self) -> None:
+        """Refuse an activation or a preprocessing that there is not."""
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"expected an activation among {list(ACTIVATIONS)}, got {self.activation!r}")
+        if self.image_resize not in RESIZES:
+            raise ValueError(f"image_resize must be one of {list(RESIZES)}, got {self.image_resize!r}")
+        for name, least in (("image_mean", -math.inf), ("image_std", 0)):
+            match getattr(self, name):
+                case (Real(), Real(), Real()) as values if all(least < value < math.inf for value in values):
+                    continue
+                case values:
+                    raise ValueError(f"{name} must be three numbers above {least}, got {values!r}")
+
+    def _check_fit(self) -> None:
+        """Refuse sizes that do not fit each other."""
         if self.transformer_width % self.transformer_heads:
             raise ValueError(
                 f"transformer_width {self.transformer_width} does not divide into {self.transformer_heads} heads"
@@ -64,6 +107,8 @@ class CLIPConfig:
         else:
             if len(self.vision_layers) != 4:
                 raise ValueError(f"vision_layers of a ResNet counts four stages, got {self.vision_layers}")
+            if self.vision_mlp_width is not None:
+                raise ValueError(f"a ResNet has no vision_mlp_width, got {self.vision_mlp_width}")
             divisor, what = 32, "the ResNet's stride"
         if self.image_resolution < divisor:
             raise ValueError(f"image_resolution {self.image_resolution} is smaller than {what} of {divisor} pixels")
@@ -81,18 +126,13 @@ class CLIPConfig:
         return self.vision_patch_size if self.is_vit else 32
 
     @property
-    def vision_heads(self) -> int:
-        """Attention heads of the image tower (of a ResNet: of its attention pool)."""
-        return max(1, self._feature_width // HEAD_DIM)
-
-    @property
     def _feature_width(self) -> int:
         """Channels of what the image tower's attention works on."""
         return self.vision_width if self.is_vit else self.vision_width * 32
 
     @classmethod
     def from_state_dict(cls, state_dict: Mapping[str, torch.Tensor], activation: str = "quick_gelu") -> "CLIPConfig":
-        """Read the sizes off the shapes of a state dict with OpenAI's names.
+        """Read the sizes off the shapes of a state dict with OpenAI's names; heads are taken to be 64 wide.
 
         Parameters
         ----------
@@ -106,35 +146,66 @@ class CLIPConfig:
         ValueError
             If the entries that fix the sizes are missing or have another number of dimensions than CLIP's.
         """
-        shapes = _Shapes(state_dict)
-        if "visual.class_embedding" in state_dict:
-            vision_width, _, patch_size, _ = shapes("visual.conv1.weight", 4)
-            grid = _side(shapes("visual.positional_embedding", 2)[0] - 1)
-            image = {
-                "image_resolution": patch_size * grid,
-                "vision_layers": shapes.count("visual.transformer.resblocks."),
-                "vision_width": vision_width,
-                "vision_patch_size": patch_size,
-            }
-        else:
-            grid = _side(shapes("visual.attnpool.positional_embedding", 2)[0] - 1)
-            image = {
-                "image_resolution": grid * 32,
-                "vision_layers": tuple(shapes.count(f"visual.layer{stage}.") for stage in (1, 2, 3, 4)),
-                "vision_width": shapes("visual.layer1.0.conv1.weight", 4)[0],
-                "vision_patch_size": None,
-            }
-        width, embed_dim = shapes("text_projection", 2)
-        return cls(
-            embed_dim=embed_dim,
-            **image,
-            context_length=shapes("positional_embedding", 2)[0],
-            vocab_size=shapes("token_embedding.weight", 2)[0],
-            transformer_width=width,
-            transformer_heads=max(1, width // HEAD_DIM),
-            transformer_layers=shapes.count("transformer.resblocks."),
-            activation=activation,
-        )
+        return cls(**sizes_shown(state_dict), transformer_heads=None, activation=activation)
+
+
+def sizes_shown(state_dict: Mapping[str, torch.Tensor], tower: str | None = None) -> dict[str, int | tuple | None]:
+    """The fields of a :class:`CLIPConfig` that the shapes of a state dict with OpenAI's names show.
+
+    Parameters
+    ----------
+    state_dict : mapping of str to torch.Tensor
+        Only shapes and names are looked at.
+    tower : str, optional
+        "image" or "text", if there are entries of this tower alone; the other's sizes are those of ViT-B/32 then.
+
+    Raises
+    ------
+    ValueError
+        If the entries that fix the sizes are missing or have another number of dimensions than CLIP's.
+    """
+    shapes = _Shapes(state_dict)
+    released = vars(RELEASED["ViT-B/32"])
+    image = {name: released[name] for name in _IMAGE_SIZES} if tower == "text" else _image_sizes(shapes)
+    text = {name: released[name] for name in _TEXT_SIZES} if tower == "image" else _text_sizes(shapes)
+    projection = "text_projection" if tower != "image" else "visual.proj"
+    return {"embed_dim": shapes(projection, 2)[1], **image, **text}
+
+
+_IMAGE_SIZES = ("image_resolution", "vision_layers", "vision_width", "vision_patch_size", "vision_mlp_width")
+_TEXT_SIZES = ("context_length", "vocab_size", "transformer_width", "transformer_layers", "transformer_mlp_width")
+
+
+def _image_sizes(shapes: "_Shapes") -> dict[str, int | tuple | None]:
+    """The sizes of the image tower: a ViT if it has a class token, otherwise a ResNet."""
+    if "visual.class_embedding" not in shapes.state_dict:
+        return {
+            "image_resolution": 32 * _side(shapes("visual.attnpool.positional_embedding", 2)[0] - 1),
+            "vision_layers": tuple(shapes.count(f"visual.layer{stage}.") for stage in (1, 2, 3, 4)),
+            "vision_width": shapes("visual.layer1.0.conv1.weight", 4)[0],
+            "vision_patch_size": None,
+            "vision_mlp_width": None,
+        }
+    width, _, patch_size, _ = shapes("visual.conv1.weight", 4)
+    return {
+        "image_resolution": patch_size * _side(shapes("visual.positional_embedding", 2)[0] - 1),
+        "vision_layers": shapes.count("visual.transformer.resblocks."),
+        "vision_width": width,
+        "vision_patch_size": patch_size,
+        "vision_mlp_width": shapes.mlp_width("visual.transformer.resblocks.0.", width),
+    }
+
+
+def _text_sizes(shapes: "_Shapes") -> dict[str, int | tuple | None]:
+    """The sizes of the text tower."""
+    width = shapes("text_projection", 2)[0]
+    return {
+        "context_length": shapes("positional_embedding", 2)[0],
+        "vocab_size": shapes("token_embedding.weight", 2)[0],
+        "transformer_width": width,
+        "transformer_layers": shapes.count("transformer.resblocks."),
+        "transformer_mlp_width": shapes.mlp_width("transformer.resblocks.0.", width),
+    }
 
 
 class _Shapes:
@@ -154,6 +225,11 @@ class _Shapes:
         if len(shape) != dims:
             raise ValueError(f"{key} of a CLIP model has {dims} dimensions, got shape {shape}")
         return shape
+
+    def mlp_width(self, block: str, width: int) -> int:
+        """The hidden width of a block's perceptron: 4 `width` if it is not there, which the model will complain of."""
+        key = f"{block}mlp.c_fc.weight"
+        return self(key, 2)[0] if key in self.state_dict else 4 * width
 
     def count(self, prefix: str) -> int:
         """How many numbered children stand under `prefix`: resblocks.0, resblocks.1, ... are two."""

@@ -24,7 +24,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from .attention import causal_mask
-from .config import ARCHIVE_SIZES, CLIPConfig
+from .config import ARCHIVE_SIZES, CLIPConfig, sizes_shown
 from .layers import ACTIVATIONS, LayerNorm, QuickGELU
 from .resnet import AttentionPool2d, Bottleneck, ModifiedResNet
 from .transformer import ResidualAttentionBlock, Transformer
@@ -68,6 +68,10 @@ class CLIP(nn.Module):
         D, H and depth of the text tower.
     activation : str
         "quick_gelu" as in all released models, or "gelu".
+    vision_heads, vision_mlp_width, transformer_mlp_width : int, optional
+        Otherwise as in the released models: 64 channels to a head, perceptrons 4 times as wide as their tower.
+    image_mean, image_std, image_resize
+        How the pictures are made ready that the model reads; kept for whoever does it (see :class:`CLIPConfig`).
 
     Raises
     ------
@@ -90,6 +94,13 @@ class CLIP(nn.Module):
         transformer_heads: int,
         transformer_layers: int,
         activation: str = "quick_gelu",
+        # what others vary
+        vision_heads: int | None = None,
+        vision_mlp_width: int | None = None,
+        transformer_mlp_width: int | None = None,
+        image_mean: tuple[float, float, float] = CLIPConfig.image_mean,
+        image_std: tuple[float, float, float] = CLIPConfig.image_std,
+        image_resize: str = CLIPConfig.image_resize,
     ):
         super().__init__()
         config = CLIPConfig(
@@ -104,9 +115,16 @@ class CLIP(nn.Module):
             transformer_heads,
             transformer_layers,
             activation,
+            vision_heads,
+            vision_mlp_width,
+            transformer_mlp_width,
+            image_mean,
+            image_std,
+            image_resize,
         )
         self.context_length = context_length
         self.vocab_size = vocab_size
+        self.image_mean, self.image_std, self.image_resize = config.image_mean, config.image_std, config.image_resize
 
         if config.is_vit:
             self.visual = VisionTransformer(
@@ -117,6 +135,7 @@ class CLIP(nn.Module):
                 heads=config.vision_heads,
                 output_dim=embed_dim,
                 activation=activation,
+                mlp_width=config.vision_mlp_width,
             )
         else:
             self.visual = ModifiedResNet(
@@ -130,9 +149,10 @@ class CLIP(nn.Module):
         self.transformer = Transformer(
             width=transformer_width,
             layers=transformer_layers,
-            heads=transformer_heads,
+            heads=config.transformer_heads,
             attn_mask=self.build_attention_mask(),
             activation=activation,
+            mlp_width=config.transformer_mlp_width,
         )
         self.token_embedding = nn.Embedding(vocab_size, transformer_width)
         self.positional_embedding = nn.Parameter(torch.empty(context_length, transformer_width))
@@ -505,16 +525,22 @@ def config_of(model: CLIP) -> CLIPConfig:
     names = [name for name, layer in ACTIVATIONS.items() if layers == {layer}]
     if not names:
         raise ValueError(f"expected the same activation in all blocks, one of {list(ACTIVATIONS)}, got {layers}")
-    sizes = CLIPConfig.from_state_dict(model.state_dict(), activation=names[0])
-
     heads = {block.attn.num_heads for block in text_blocks}
     vision_heads = {block.attn.num_heads for block in vision_blocks} or {visual.attnpool.num_heads}
-    if len(heads) > 1 or vision_heads != {sizes.vision_heads}:
+    if len(heads) > 1 or len(vision_heads) > 1:
         raise ValueError(
-            f"expected one number of heads in all text blocks, got {heads}, and {sizes.vision_heads} in the image "
-            f"tower, got {vision_heads}"
+            f"expected one number of heads in all blocks of a tower, got {heads} in the text tower and {vision_heads} "
+            "in the image tower"
         )
+    config = CLIPConfig(
+        **sizes_shown(model.state_dict()),
+        transformer_heads=heads.pop(),
+        vision_heads=vision_heads.pop(),
+        activation=names[0],
+        image_mean=model.image_mean,
+        image_std=model.image_std,
+        image_resize=model.image_resize,
+    )
     # Shapes tell the resolution to a multiple of the stride only.
-    same_grid = visual.input_resolution // sizes.stride == sizes.image_resolution // sizes.stride
-    resolution = visual.input_resolution if same_grid else sizes.image_resolution
-    return replace(sizes, transformer_heads=heads.pop(), image_resolution=resolution)
+    same_grid = visual.input_resolution // config.stride == config.image_resolution // config.stride
+    return replace(config, image_resolution=visual.input_resolution) if same_grid else config

@@ -113,6 +113,7 @@ class OptimizedCLIP(CLIP):
         self._dtype = dtype
         self.context_length = model.context_length
         self.vocab_size = model.vocab_size
+        self.image_mean, self.image_std, self.image_resize = model.image_mean, model.image_std, model.image_resize
         self.logit_scale = _fixed(model.logit_scale)
         self.visual = self.transformer = None
         if not isinstance(model, TextTower):

@@ -11,6 +11,9 @@ The paper says only that training cropped a random square of the resized picture
       │  Normalize                 (pixel - CLIP_MEAN) / CLIP_STD
     image  (3, R, R), float32
 
+Some models of others were trained on pictures squashed to (R, R) with nothing cut off, or with another mean and
+deviation.
+
 Tensors take the same five steps, so a generated picture can be scored with gradients. On eight photographs of
 scikit-image at R = 224 and 336, measured before `Normalize` in grey levels (1/255) against the Pillow path:
 
@@ -54,6 +57,10 @@ class Preprocess:
     ----------
     input_resolution : int
         R, the side in pixels of the square that the model reads (`model.visual.input_resolution`).
+    mean, std : tuple of three float
+        Of red, green and blue in [0, 1].
+    resize : str
+        "shortest": the short side becomes R, and the middle is cut out. "squash": both sides become R.
 
     Attributes
     ----------
@@ -67,13 +74,21 @@ class Preprocess:
     torch.Size([3, 224, 224])
     """
 
-    def __init__(self, input_resolution: int):
+    def __init__(
+        self,
+        input_resolution: int,
+        mean: tuple[float, float, float] = CLIP_MEAN,
+        std: tuple[float, float, float] = CLIP_STD,
+        resize: str = "shortest",
+    ):
+        if resize not in ("shortest", "squash"):
+            raise ValueError(f'resize must be "shortest" or "squash", got {resize!r}')
         self.transforms = [
-            Resize(input_resolution),
+            Resize(input_resolution if resize == "shortest" else (input_resolution, input_resolution)),
             CenterCrop(input_resolution),
             _convert_image_to_rgb,
             ToTensor(),
-            Normalize(CLIP_MEAN, CLIP_STD),
+            Normalize(mean, std),
         ]
 
     def __call__(self, picture: Image.Image | np.ndarray | torch.Tensor) -> torch.Tensor:

@@ -5,8 +5,8 @@ ViT (2010.11929) Eq. 2 and 3.
 
     x  (L, N, D)
       │  x + attention(ln_1(x))     ViT Eq. 2: positions exchange what they know
-      │  x + mlp(ln_2(x))           ViT Eq. 3: each position works on it alone, D -> 4D -> D
-    x  (L, N, D)                    once per layer
+      │  x + mlp(ln_2(x))           ViT Eq. 3: each position works on it alone, D -> M -> D
+    x  (L, N, D)                    once per layer; M is 4D in the paper and in all released models
 
 The image tower lets every token see every other. The text tower puts a causal mask on each block.
 """
@@ -34,19 +34,27 @@ class ResidualAttentionBlock(nn.Module):
         replaced or set to None; it follows the block to another device or dtype but is no part of the state dict.
     activation : str
         "quick_gelu" or "gelu".
+    mlp_width : int, optional
+        M; 4D if not given.
     """
 
     def __init__(
-        self, d_model: int, n_head: int, attn_mask: torch.Tensor | None = None, activation: str = "quick_gelu"
+        self,
+        d_model: int,
+        n_head: int,
+        attn_mask: torch.Tensor | None = None,
+        activation: str = "quick_gelu",
+        mlp_width: int | None = None,
     ):
         super().__init__()
+        mlp_width = mlp_width or d_model * 4
         self.attn = MultiheadAttention(d_model, n_head)
         self.ln_1 = LayerNorm(d_model)
         self.mlp = nn.Sequential(
             OrderedDict(
-                c_fc=nn.Linear(d_model, d_model * 4),
+                c_fc=nn.Linear(d_model, mlp_width),
                 gelu=activation_layer(activation),
-                c_proj=nn.Linear(d_model * 4, d_model),
+                c_proj=nn.Linear(mlp_width, d_model),
             )
         )
         self.ln_2 = LayerNorm(d_model)
@@ -110,6 +118,8 @@ class Transformer(nn.Module):
         The mask that every block starts with.
     activation : str
         "quick_gelu" or "gelu".
+    mlp_width : int, optional
+        M of every block; 4D if not given.
     """
 
     def __init__(
@@ -119,11 +129,12 @@ class Transformer(nn.Module):
         heads: int,
         attn_mask: torch.Tensor | None = None,
         activation: str = "quick_gelu",
+        mlp_width: int | None = None,
     ):
         super().__init__()
         self.width = width
         self.layers = layers
-        blocks = [ResidualAttentionBlock(width, heads, attn_mask, activation) for _ in range(layers)]
+        blocks = [ResidualAttentionBlock(width, heads, attn_mask, activation, mlp_width) for _ in range(layers)]
         self.resblocks = nn.Sequential(*blocks)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -36,6 +36,8 @@ class VisionTransformer(nn.Module):
         E, the joint space. Setting ``proj = None`` afterwards leaves the class token's D numbers instead.
     activation : str
         "quick_gelu" or "gelu".
+    mlp_width : int, optional
+        M, the hidden width of the blocks' perceptrons; 4D if not given.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class VisionTransformer(nn.Module):
         heads: int,
         output_dim: int,
         activation: str = "quick_gelu",
+        mlp_width: int | None = None,
     ):
         super().__init__()
         self.input_resolution = input_resolution
@@ -58,12 +61,12 @@ class VisionTransformer(nn.Module):
         self.class_embedding = nn.Parameter(scale * torch.randn(width))
         self.positional_embedding = nn.Parameter(scale * torch.randn(grid**2 + 1, width))
         self.ln_pre = LayerNorm(width)
-        self.transformer = Transformer(width, layers, heads, activation=activation)
+        self.transformer = Transformer(width, layers, heads, activation=activation, mlp_width=mlp_width)
         self.ln_post = LayerNorm(width)
         self.proj = nn.Parameter(scale * torch.randn(width, output_dim))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Embed pictures `x` (N, 3, R, R), normalised by CLIP's mean and deviation, as (N, E), not unit length."""
+        """Embed pictures `x` (N, 3, R, R), normalised as `preprocess` does it, as (N, E), not unit length."""
         x = self.conv1(x)  # (N, D, G, G)
         x = x.flatten(2).permute(0, 2, 1)  # (N, D, G, G) -> (N, G², D)
         class_token = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)

@@ -11,7 +11,8 @@ FLOORS = [
     {"transformer", "resnet"},
     {"vit"},
     {"model"},
-    {"checkpoints", "optimize"},
+    {"checkpoints", "optimize", "towers"},
+    {"dual_encoder"},
     {"clip"},
     {"tasks", "training"},
     {"app"},
@@ -21,7 +22,18 @@ NARROWER = {  # where the table allows less than all floors below
     "resnet": {"layers", "attention"},
     "model": {"config", "layers", "attention", "transformer", "resnet", "vit"},
     "checkpoints": {"config"},
-    "clip": {"config", "model", "checkpoints", "optimize", "positions", "preprocess", "simple_tokenizer"},
+    "towers": {"config", "layers", "attention", "transformer", "resnet", "vit", "model"},
+    "dual_encoder": {"preprocess", "model", "towers"},
+    "clip": {
+        "config",
+        "model",
+        "checkpoints",
+        "optimize",
+        "dual_encoder",
+        "positions",
+        "preprocess",
+        "simple_tokenizer",
+    },
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "__main__.py"))
 

@@ -55,6 +55,7 @@ OTHERWISE = {  # every option, with a value that is not its default
     "model": "tiny",
     "init": "openai",
     "freeze": ("text",),
+    "thaw": 100,
     "batch_size": 8,
     "chunk": 4,
     "checkpointing": True,

@@ -12,6 +12,9 @@ import clip
 from clip.config import CLIPConfig
 from clip.model import CLIP
 
+# Bare weights do not say how their model was trained; that is not what is tested here.
+pytestmark = pytest.mark.filterwarnings("ignore:.* does not say its model's")
+
 SIZES = TINY["vit"] | {"transformer_heads": 1}  # one head to 64 channels, as a file without a configuration implies
 
 

@@ -557,3 +557,11 @@ def test_frozen_weights_and_gradients_turned_off_change_no_map(tower, mode):
 
 def test_every_method_has_a_tower_here():
     assert {method for methods in METHODS_OF.values() for method in methods} == set(METHODS)
+
+
+def test_the_model_s_own_mean_is_used_and_squashed_pictures_are_refused():
+    picture = Image.new("RGB", (48, 48), (200, 30, 90))
+    plain, other = filled(TINY["vit"]), filled(TINY["vit"] | {"image_mean": (0.1, 0.2, 0.3)})
+    assert not torch.equal(explain(plain, picture, "a cat", "occlusion"), explain(other, picture, "a cat", "occlusion"))
+    with pytest.raises(ValueError, match="squashes"):
+        explain(filled(TINY["vit"] | {"image_resize": "squash"}), picture, "a cat")

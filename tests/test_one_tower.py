@@ -15,6 +15,9 @@ from clip.checkpoints.mapped_file import MappedFile, map_file
 from clip.model import CLIP, ImageTower, TextTower
 from clip.tasks.encode import encode_images, encode_texts, gather
 
+# Bare weights do not say how their model was trained; that is not what is tested here.
+pytestmark = pytest.mark.filterwarnings("ignore:.* does not say its model's")
+
 # One head to 64 channels, as a file without a configuration implies
 SIZES = TINY["vit"] | {"transformer_heads": 1, "vocab_size": 50}
 FORMS = ["archive", "state dict", "legacy", "wrapped", "safetensors", "ours"]

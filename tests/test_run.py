@@ -144,7 +144,7 @@ def test_without_matplotlib_a_run_ends_with_a_word_about_it_and_its_weights(tabl
         ({"lr": math.nan}, "lr must be positive"),
         ({"validation": 1.0}, "from 0 to below 1"),
         ({"loss": "hinge"}, "loss must be one of clip"),
-        ({"freeze": ("both",)}, "freeze must be one of image, text"),
+        ({"freeze": ("text",), "thaw": 0}, "thaw must be positive"),
         ({"shares": (1, 2)}, "2 shares for 1 sources"),
         ({"epochs": 1.0}, "give one of them"),
     ],

@@ -392,7 +392,7 @@ def test_options_come_back_from_the_run_s_folder(tmp_path):
         ({"lr": 0.0}, "lr must be positive"),
         ({"validation": 1.0}, "below 1"),
         ({"loss": "hinge"}, "loss must be one of clip, multi-positive, soft-target; got 'hinge'"),
-        ({"freeze": ("head",)}, "freeze must be one of image, text"),
+        ({"thaw": 5}, "say what with freeze"),
         ({"shares": (1.0,)}, "1 shares for 0 sources"),
     ],
 )

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from .. import __version__
 from .classify import add_classify_command
 from .command import CommandError
+from .convert import add_convert_command
 from .doctor import add_doctor_command
 from .draw import add_draw_command
 from .embed import add_embed_command
@@ -86,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for add in (
         add_classify_command,
+        add_convert_command,
         add_doctor_command,
         add_draw_command,
         add_embed_command,

@@ -15,7 +15,7 @@ from .command import CommandError, add_command
 
 GROUPS = {  # heading of the help: the options below it
     "data": "images templates shares validation holdout zero_shot augment twins seed workers",
-    "model": "model init freeze",
+    "model": "model init freeze thaw",
     "length, one of": "epochs steps minutes",
     "update": "batch_size chunk checkpointing precision loss scale max_scale lr image_lr text_lr warmup weight_decay "
     "max_norm",

@@ -41,7 +41,7 @@ def map_file(path: str | os.PathLike[str]) -> Iterator["MappedFile"]:
         the path.
     """
     path = Path(path)
-    try:
+    with naming(path):
         if path.is_dir():
             raise CheckpointError("expected a checkpoint file, found a folder; name the file inside it")
         if not path.exists():
@@ -50,9 +50,18 @@ def map_file(path: str | os.PathLike[str]) -> Iterator["MappedFile"]:
             raise CheckpointError("expected a checkpoint file, found a device or a pipe")
         with path.open("rb") as file:
             yield MappedFile(file)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put the path before the message of whatever `CheckpointError` leaves the block; an OSError becomes one."""
+    try:
+        yield
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
     except CheckpointError as error:
+        if str(error).startswith(str(path)):  # of a file in a folder
+            raise
         raise CheckpointError(f"{path}: {error}") from error.__cause__
 
 

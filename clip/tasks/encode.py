@@ -188,8 +188,9 @@ def encode_texts(
     if not texts:
         raise ValueError("expected at least one text, got none")
     device = model.logit_scale.device
-    tokens = tokenize(texts, getattr(model, "context_length", 77), truncate)
-    order = tokens.argmax(dim=1).argsort()  # by where they end: the end token has the largest id
+    tokenizer = getattr(model, "tokenizer", None) or tokenize
+    tokens = tokenizer(texts, getattr(model, "context_length", 77), truncate)
+    order = (tokens > 0).sum(dim=1).argsort()  # by length: behind a text's end stand zeros, or less
     features = []
     with tqdm(total=len(texts), desc="encoding", unit=" texts", disable=None if progress else True) as bar:
         for part in order.split(batch_size):

@@ -31,10 +31,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from ..clip import tokenize
+from ..clip import preprocess_of, tokenize
 from ..model import CLIP, ImageTower
 from ..optimize import OptimizedCLIP
-from ..preprocess import Preprocess, Resize, _margin
+from ..preprocess import Resize, _margin
 from ..resnet import ModifiedResNet
 from ..vit import VisionTransformer
 from .encode import encode_texts
@@ -362,7 +362,11 @@ def _visual(model: CLIP) -> nn.Module:
 
 def _image(model: CLIP, picture: Picture) -> torch.Tensor:
     """One picture as the model reads it, (1, 3, R, R), on its device."""
-    image = Preprocess(_visual(model).input_resolution)(picture)
+    _visual(model)
+    preprocess = preprocess_of(model)
+    if isinstance(preprocess.transforms[0].size, tuple):
+        raise ValueError("maps are drawn for models that cut out the middle of a picture, and this one squashes it")
+    image = preprocess(picture)
     if image.dim() != 3:
         raise ValueError(f"expected one picture, got a tensor of shape {tuple(picture.shape)}")
     return image[None].to(model.logit_scale.device)

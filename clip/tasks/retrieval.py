@@ -471,7 +471,7 @@ def tower_digests(model: CLIP) -> dict[str, str]:
     digests = {}
     for name, tensor in sorted(model.state_dict().items()):
         if name != "logit_scale":
-            digest = digests.setdefault("image" if name.startswith("visual.") else "text", hashlib.sha256())
+            digest = digests.setdefault("image" if name.startswith("visual") else "text", hashlib.sha256())
             digest.update(f"{name} {tuple(tensor.shape)} ".encode())
             digest.update(tensor.half().cpu().contiguous().numpy().astype("<f2").tobytes())
     return {tower: digest.hexdigest() for tower, digest in digests.items()}

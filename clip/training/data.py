@@ -25,7 +25,7 @@ import random
 import re
 import tarfile
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -59,6 +59,9 @@ ID_NAME = "id"
 FORMATS = "a table (.csv, .tsv, .txt), JSON (.json, .jsonl), a folder with a folder for each class, or .tar shards"
 
 PROBES = 16  # draws that stand for a data set in its fingerprint
+
+
+Tokenizer = Callable[..., torch.Tensor]  # clip.tokenize, or another called as it is
 
 
 @dataclass(frozen=True)
@@ -585,6 +588,8 @@ class Batches:
         Token ids a caption; longer captions are cut.
     drop_last : bool
         Leave out the draws at the end of an epoch that do not fill a batch. They are others in each epoch.
+    tokenizer : callable, optional
+        The model's own, called as `clip.tokenize`, which it is by default.
 
     Examples
     --------
@@ -603,6 +608,7 @@ class Batches:
         workers: int = 0,
         context_length: int = 77,
         drop_last: bool = True,
+        tokenizer: Tokenizer | None = None,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -612,7 +618,7 @@ class Batches:
         self.workers = workers
         self.drop_last = drop_last
         self._order = _Order(len(dataset), batch_size, len(self), seed)
-        self._maker = _Maker(dataset, preprocess, seed, context_length)
+        self._maker = _Maker(dataset, preprocess, seed, context_length, tokenizer or tokenize)
         self._ahead: Iterator[Batch] = iter(())  # what the workers make
         self._ahead_at: tuple[int, int] | None = None  # epoch and position of the next of these
 
@@ -720,11 +726,14 @@ class _Order:
 class _Maker:
     """Makes the batch of some draws of an epoch; this is what goes to the workers."""
 
-    def __init__(self, dataset: PairDataset, preprocess: Preprocess, seed: int, context_length: int):
+    def __init__(
+        self, dataset: PairDataset, preprocess: Preprocess, seed: int, context_length: int, tokenizer: Tokenizer
+    ):
         self.dataset = dataset
         self.preprocess = preprocess
         self.seed = seed
         self.context_length = context_length
+        self.tokenizer = tokenizer
 
     def __getitem__(self, key: tuple[int, torch.Tensor]) -> Batch:
         epoch, draws = key
@@ -741,7 +750,7 @@ class _Maker:
                 sources += [pair.source or f"draw {index} of epoch {epoch}" for pair in drawn]
             except ImageError as error:
                 bad.append(str(error))
-        rows = [_token_row(pair.caption, self.context_length) for pair in pairs]
+        rows = [_token_row(self.tokenizer, pair.caption, self.context_length) for pair in pairs]
         return Batch(
             images=torch.stack(images) if images else torch.empty(0),
             tokens=torch.stack(rows) if rows else torch.empty(0),
@@ -768,9 +777,9 @@ def _generator(seed: int, epoch: int, index: int) -> random.Random:
 
 
 @lru_cache(maxsize=2**15)
-def _token_row(caption: str, context_length: int) -> torch.Tensor:
+def _token_row(tokenizer: Tokenizer, caption: str, context_length: int) -> torch.Tensor:
     """The token ids of a caption (context_length,), kept since captions come back in each epoch."""
-    return tokenize(caption, context_length, truncate=True)[0]
+    return tokenizer(caption, context_length, truncate=True)[0]
 
 
 def _as_it_is(batch: Batch) -> Batch:

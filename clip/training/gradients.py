@@ -78,7 +78,8 @@ def backward(
         return value.detach()
 
     chunks = list(zip(images.split(chunk), tokens.split(chunk), strict=True))
-    with torch.no_grad(), frozen_statistics(model):
+    devices = [images.device] if images.is_cuda else []
+    with torch.no_grad(), frozen_statistics(model), torch.random.fork_rng(devices):  # dropout comes twice, as the same
         features = [torch.cat(parts) for parts in zip(*(embed(*part) for part in chunks), strict=True)]
     for leaf in features:
         leaf.requires_grad_()

@@ -23,7 +23,7 @@ def tower_of(name: str) -> str | None:
     """The tower that a parameter's name belongs to: "image", "text", or None for the temperature between them."""
     if name == "logit_scale":
         return None
-    return "image" if name.startswith("visual.") else "text"
+    return "image" if name.startswith("visual") else "text"  # with the tower's head
 
 
 def adam_settings(model: CLIP) -> tuple[tuple[float, float], float]:
@@ -81,32 +81,49 @@ def warmup_cosine(step: int, warmup: int, total: int) -> float:
     return (1 + math.cos(math.pi * progress)) / 2
 
 
-def freeze(model: CLIP, towers: Iterable[str]) -> None:
-    """Take a tower out of training: its parameters get no gradients, and :func:`training_mode` leaves it alone.
+def freeze(model: CLIP, parts: Iterable[str], frozen: bool = True) -> None:
+    """Take parts of a model out of training, or let them learn again.
+
+    What is frozen gets no gradients, and :func:`training_mode` leaves it in evaluation mode.
 
     Parameters
     ----------
     model : CLIP
         Changed in place.
-    towers : iterable of str
-        "image" or "text".
+    parts : iterable of str
+        A tower with its head, "image" or "text"; or the name of a module: "visual" (the image tower without its head),
+        "visual.layer1", "transformer.resblocks.0".
+    frozen : bool
+        False thaws.
 
     Raises
     ------
     ValueError
-        If a tower is not one of the two, or nothing would be left to train.
+        If there is no such part, or nothing would be left to train.
     """
-    towers = set(towers)
-    if not towers <= set(TOWERS):
-        raise ValueError(f"towers to freeze must be among {', '.join(TOWERS)}; got {', '.join(sorted(towers))}")
-    if towers == set(TOWERS):
-        raise ValueError("both towers are frozen, so there is nothing to train but the temperature; free one of them")
+    names, parts = {name for name, _ in model.named_parameters()}, set(parts)
+    found = {part: {name for name in names if _belongs(name, part)} for part in parts}
+    if unknown := sorted(part for part in parts if not found[part]):
+        raise ValueError(
+            f"parts to freeze must be names of modules, or among {', '.join(TOWERS)}; got {', '.join(unknown)}"
+        )
+    chosen = set().union(*found.values())
+    if frozen and names - chosen <= {"logit_scale"}:
+        raise ValueError("everything is frozen, so there is nothing to train but the temperature; free some of it")
     for name, parameter in model.named_parameters():
-        if tower_of(name) in towers:
-            parameter.requires_grad_(False)
+        if name in chosen:
+            parameter.requires_grad_(not frozen)
+
+
+def _belongs(name: str, part: str) -> bool:
+    """Whether a parameter of that name is one of a tower, or of a module."""
+    return part in (tower_of(name), name) or name.startswith(f"{part}.")
 
 
 def training_mode(model: CLIP) -> None:
-    """Put a model into training mode but for a frozen image tower, whose BatchNorms would go on moving."""
+    """Put a model into training mode but for what is frozen: BatchNorms would go on moving, dropout would add noise."""
     model.train()
-    model.visual.train(any(parameter.requires_grad for parameter in model.visual.parameters()))
+    for module in model.modules():
+        weights = list(module.parameters())
+        if weights and not any(weight.requires_grad for weight in weights):
+            module.eval()

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ..checkpoints.files import replacing
 from .loss import LOSSES, MAX_SCALE
-from .optimizer import TOWERS
 
 __all__ = ["TrainingOptions"]
 
@@ -47,7 +46,8 @@ class TrainingOptions:
         "ViT-B/32", "sizes to train: a released name, tiny, or a JSON file with the fields of CLIPConfig"
     )
     init: str = _option("scratch", "scratch, openai (the released weights of MODEL), or a checkpoint's path")
-    freeze: tuple[str, ...] = _option((), "towers that stay as they are", TOWERS)
+    freeze: tuple[str, ...] = _option((), "what stays as it is: image, text, or modules such as visual.layer1")
+    thaw: int | None = _option(None, "steps after which what was frozen learns too")
     # length
     epochs: float | None = _option(None, "passes over the data (default: 32)")
     steps: int | None = _option(None, "updates, instead of epochs")
@@ -82,7 +82,7 @@ class TrainingOptions:
             raise ValueError(
                 f"batch_size must be at least 2, since pairs are compared with each other; got {self.batch_size}"
             )
-        positive = "epochs steps minutes chunk scale max_scale lr image_lr text_lr evaluate_every save_every"
+        positive = "epochs steps minutes thaw chunk scale max_scale lr image_lr text_lr evaluate_every save_every"
         for name in positive.split():
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -90,6 +90,8 @@ class TrainingOptions:
         for name in ("warmup", "weight_decay", "max_norm", "workers"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.thaw is not None and not self.freeze:
+            raise ValueError("thaw says when what is frozen learns too; say what with freeze")
         if not 0 <= self.validation < 1:
             raise ValueError(f"validation is a share of the pictures, from 0 to below 1; got {self.validation}")
         for option in dataclasses.fields(self):

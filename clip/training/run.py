@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from ..clip import find_device, load
+from ..clip import find_device, load, preprocess_of
 from ..config import RELEASED, TINY, CLIPConfig
 from ..model import CLIP
 from ..preprocess import Preprocess
@@ -90,7 +90,15 @@ def prepare(options: TrainingOptions) -> Trainer:
     model, preprocess = _model(options)
     parts, kept = _parts(options, model.visual.input_resolution)
     pairs = parts[0] if len(parts) == 1 else Mixed(parts, options.shares or [len(part) for part in parts])
-    batches = Batches(pairs, options.batch_size, preprocess, options.seed, options.workers, model.context_length)
+    batches = Batches(
+        pairs,
+        options.batch_size,
+        preprocess,
+        options.seed,
+        options.workers,
+        model.context_length,
+        tokenizer=getattr(model, "tokenizer", None),
+    )
     if len(batches) == 0:
         raise ValueError(f"there are {len(pairs)} pictures to learn from, fewer than one batch of {options.batch_size}")
 
@@ -126,7 +134,7 @@ def _model(options: TrainingOptions) -> tuple[CLIP, Preprocess]:
     with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it is
         torch.default_generator.manual_seed(options.seed)
         model = CLIP(**vars(sizes))
-    return model.to(find_device(options.device)), Preprocess(model.visual.input_resolution)
+    return model.to(find_device(options.device)), preprocess_of(model)
 
 
 def _sizes(model: str) -> CLIPConfig:

@@ -31,9 +31,8 @@ import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
-from ..checkpoints import write_checkpoint
 from ..clip import save
-from ..model import CLIP, ModifiedResNet, config_of
+from ..model import CLIP, ModifiedResNet
 from .data import Batch, Batches
 from .diagnosis import TrainingError, first_non_finite
 from .gradients import backward, checkpoint_blocks
@@ -86,7 +85,8 @@ class Trainer:
         self.device = model.logit_scale.device
         self.autocast = AUTOCAST[options.precision]
 
-        freeze(model, options.freeze)
+        if options.thaw is None:  # what thaws has to be known to the optimiser
+            freeze(model, options.freeze)
         if options.scale is not None:
             model.logit_scale.data.fill_(math.log(options.scale))
             model.logit_scale.requires_grad_(False)
@@ -105,12 +105,19 @@ class Trainer:
         self.best = math.inf  # lowest validation loss so far
         self.bad: set[str] = set()  # pictures that could not be read, and why
         self.log = RunLog(self.folder / "log.jsonl", options.tensorboard)
-        training_mode(model)
+        self._freeze()
         if self.total and options.warmup > self.total / 2:
             logger.warning("the warm-up of %d steps takes most of this run of %d", options.warmup, self.total)
 
+    def _freeze(self) -> None:
+        """Let learn what learns at this step: everything but what is frozen, and that once it thaws."""
+        freeze(self.model, self.options.freeze, self.options.thaw is None or self.step < self.options.thaw)
+        training_mode(self.model)
+
     def update(self, batch: Batch) -> dict[str, float]:
         """Learn from one batch; return what the log keeps of it."""
+        if self.step == self.options.thaw:
+            self._freeze()
         images, tokens = batch.images.to(self.device), batch.tokens.to(self.device)
         identities = batch.identities.to(self.device)
 
@@ -270,7 +277,7 @@ class Trainer:
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
-        write_checkpoint(self.folder / "last.pt", config_of(self.model), self.model.state_dict(), state)
+        save(self.model, self.folder / "last.pt", state)
 
     def resume(self) -> None:
         """Go back to where `last.pt` was written, log included.
@@ -295,6 +302,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.total, self.best = state["step"], state["total"], state["best"]
+        self._freeze()
         torch.set_rng_state(state["random"].cpu())
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["random_cuda"].cpu(), self.device)
