@@ -219,6 +219,9 @@ class CLIP(nn.Module):
         """
         image = image.type(self.dtype)
         try:
+            stride = getattr(self.visual, "stride", 1)
+            if not _is_recording(image) and any(side % stride for side in image.shape[2:]):
+                raise ValueError(f"the tower reads whole squares of {stride} pixels and would leave out the rest")
             return self.visual(image)
         except (RuntimeError, ValueError) as error:
             side = getattr(self.visual, "input_resolution", None)

@@ -206,7 +206,7 @@ class _VisionTransformer(nn.Module):
 
     def __init__(self, visual: VisionTransformer, dtype: torch.dtype):
         super().__init__()
-        self.input_resolution = visual.input_resolution
+        self.input_resolution, self.stride = visual.input_resolution, visual.stride
         self.output_dim = visual.output_dim
         self.patch_size = visual.conv1.kernel_size
         self.conv1 = _Linear(visual.conv1.weight.flatten(1), None, dtype)
@@ -240,7 +240,7 @@ class _ModifiedResNet(nn.Module):
 
     def __init__(self, visual: ModifiedResNet, dtype: torch.dtype):
         super().__init__()
-        self.input_resolution = visual.input_resolution
+        self.input_resolution, self.stride = visual.input_resolution, visual.stride
         self.output_dim = visual.output_dim
         self.conv1 = _without_norm(visual.conv1, visual.bn1, dtype, relu=True)
         self.conv2 = _without_norm(visual.conv2, visual.bn2, dtype, relu=True)

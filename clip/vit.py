@@ -53,6 +53,7 @@ class VisionTransformer(nn.Module):
     ):
         super().__init__()
         self.input_resolution = input_resolution
+        self.stride = patch_size
         self.output_dim = output_dim
         grid = input_resolution // patch_size
         scale = width**-0.5

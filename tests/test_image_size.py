@@ -143,7 +143,8 @@ def test_what_is_no_size_is_refused(file, size):
 
 def test_a_picture_of_another_size_is_refused_with_what_to_do(model):
     side = model.visual.input_resolution
-    for shape in [(1, 3, 2 * side, 2 * side), (1, 3, side, 2 * side), (3, side, side), (1, 1, side, side)]:
+    sizes = [(2 * side, 2 * side), (side, 2 * side), (side + 1, side + 1), (side, side + 5)]  # the last two nearly fit
+    for shape in [*((1, 3, *size) for size in sizes), (3, side, side), (1, 1, side, side)]:
         expected = re.escape(f"expected pictures (N, 3, {side}, {side}), got {shape}")
         with pytest.raises(ValueError, match=rf"^{expected}.*image_size=") as caught:
             model.encode_image(torch.zeros(shape))

@@ -169,7 +169,8 @@ def test_no_texts_and_no_pictures_give_no_features(tiny):
 def test_inputs_of_other_shapes_are_refused_as_by_the_plain_model(tiny):
     fast = optimize(tiny)
     side = tiny.visual.input_resolution
-    for shape in ((3, side, side), (2, 1, side, side), (2, 4, side, side), (2, 3, side // 2, side // 2), (2, 3, 8, 8)):
+    sizes = ((side // 2, side // 2), (side, side + 1), (8, 8))
+    for shape in ((3, side, side), (2, 1, side, side), (2, 4, side, side), *((2, 3, *size) for size in sizes)):
         messages = []
         for model in (tiny, fast):
             with pytest.raises(ValueError, match="expected pictures") as caught:
