@@ -219,9 +219,8 @@ class CLIP(nn.Module):
         """
         image = image.type(self.dtype)
         try:
-            stride = getattr(self.visual, "stride", 1)
-            if not _is_recording(image) and any(side % stride for side in image.shape[2:]):
-                raise ValueError(f"the tower reads whole squares of {stride} pixels and would leave out the rest")
+            if not _is_recording(image):
+                self._check_whole_patches(image)
             return self.visual(image)
         except (RuntimeError, ValueError) as error:
             side = getattr(self.visual, "input_resolution", None)
@@ -231,6 +230,12 @@ class CLIP(nn.Module):
                 f"expected pictures (N, 3, {side}, {side}), got {tuple(image.shape)}: `preprocess` makes them, "
                 "image[None] is a batch of one, and clip.load(..., image_size=...) makes a model for another size"
             ) from error
+
+    def _check_whole_patches(self, image: torch.Tensor) -> None:
+        """Raise a ValueError if the image tower would silently leave out the edges of a picture of a wrong size."""
+        side, stride = getattr(self.visual, "input_resolution", None), getattr(self.visual, "stride", 1)
+        if image.shape[2:] != (side, side) and any(length % stride for length in image.shape[2:]):
+            raise ValueError(f"the tower reads whole squares of {stride} pixels and would leave out the rest")
 
     def encode_text(self, text: torch.Tensor) -> torch.Tensor:
         """Embed texts, each read out at its first end token.

@@ -559,9 +559,17 @@ def test_every_method_has_a_tower_here():
     assert {method for methods in METHODS_OF.values() for method in methods} == set(METHODS)
 
 
-def test_the_model_s_own_mean_is_used_and_squashed_pictures_are_refused():
+def test_the_model_s_own_mean_is_used():
     picture = Image.new("RGB", (48, 48), (200, 30, 90))
     plain, other = filled(TINY["vit"]), filled(TINY["vit"] | {"image_mean": (0.1, 0.2, 0.3)})
     assert not torch.equal(explain(plain, picture, "a cat", "occlusion"), explain(other, picture, "a cat", "occlusion"))
-    with pytest.raises(ValueError, match="squashes"):
-        explain(filled(TINY["vit"] | {"image_resize": "squash"}), picture, "a cat")
+
+
+def test_a_model_that_squashes_pictures_sees_all_of_them():
+    picture = Image.effect_noise((96, 48), 80).convert("RGB")
+    model = filled(TINY["vit"] | {"image_resize": "squash"})
+    assert seen_box(model, picture) == (0, 0, 96, 48)
+    square = explain(filled(TINY["vit"]), picture.resize((48, 48), Image.Resampling.BICUBIC), "a cat", "occlusion")
+    wide = explain(model, picture, "a cat", "occlusion")
+    assert wide.shape == (48, 96)
+    torch.testing.assert_close(wide.unflatten(1, (48, 2)).mean(dim=2), square, atol=0.05, rtol=0)

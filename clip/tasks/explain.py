@@ -34,7 +34,7 @@ from torch import nn
 from ..clip import preprocess_of, tokenize
 from ..model import CLIP, ImageTower
 from ..optimize import OptimizedCLIP
-from ..preprocess import Resize, _margin
+from ..preprocess import _margin
 from ..resnet import ModifiedResNet
 from ..vit import VisionTransformer
 from .encode import encode_texts
@@ -106,7 +106,7 @@ def explain(
             heat, cell = _grad_cam(model, image, target)
         else:
             heat, cell = _occlusion(model, image, target, window, stride, batch_size), 1
-    heat = _onto_picture(heat.float().cpu().clamp(min=0), cell, _size(picture), image.shape[-1])
+    heat = _onto_picture(heat.float().cpu().clamp(min=0), cell, _size(picture), model)
     return heat / heat.max() if heat.max() > 0 else heat
 
 
@@ -123,7 +123,7 @@ def seen_box(model: CLIP, picture: Picture) -> tuple[float, float, float, float]
     """The part of the picture that the model sees, the center crop: left, top, right, bottom, in its pixels."""
     height, width = _size(picture)
     resolution = _visual(model).input_resolution
-    (y_scale, top), (x_scale, left) = _frame(height, width, resolution)
+    (y_scale, top), (x_scale, left) = _frame(height, width, model)
     return left / x_scale, top / y_scale, (left + resolution) / x_scale, (top + resolution) / y_scale
 
 
@@ -362,11 +362,8 @@ def _visual(model: CLIP) -> nn.Module:
 
 def _image(model: CLIP, picture: Picture) -> torch.Tensor:
     """One picture as the model reads it, (1, 3, R, R), on its device."""
-    _visual(model)
-    preprocess = preprocess_of(model)
-    if isinstance(preprocess.transforms[0].size, tuple):
-        raise ValueError("maps are drawn for models that cut out the middle of a picture, and this one squashes it")
-    image = preprocess(picture)
+    _visual(model)  # there has to be one
+    image = preprocess_of(model)(picture)
     if image.dim() != 3:
         raise ValueError(f"expected one picture, got a tensor of shape {tuple(picture.shape)}")
     return image[None].to(model.logit_scale.device)
@@ -380,17 +377,18 @@ def _size(picture: Picture) -> tuple[int, int]:
     return height, width
 
 
-def _frame(height: int, width: int, resolution: int) -> tuple[tuple[float, int], tuple[float, int]]:
+def _frame(height: int, width: int, model: CLIP) -> tuple[tuple[float, int], tuple[float, int]]:
     """What preprocessing does to rows and to columns: the factor of the resize, then how many pixels the crop skips."""
-    resized = Resize(resolution)._new_size(height, width)
+    resolution, resize = model.visual.input_resolution, preprocess_of(model).transforms[0]
+    resized = resize._new_size(height, width)
     return tuple((new / old, _margin(new, resolution)) for new, old in zip(resized, (height, width), strict=True))
 
 
-def _onto_picture(grid: torch.Tensor, cell: int, size: tuple[int, int], resolution: int) -> torch.Tensor:
+def _onto_picture(grid: torch.Tensor, cell: int, size: tuple[int, int], model: CLIP) -> torch.Tensor:
     """A grid (G, G) with cells of `cell` pixels of the model's square as a map (H, W) of the picture."""
     rows, columns = (
         _interpolation(length, scale, skipped, cell, len(grid))
-        for length, (scale, skipped) in zip(size, _frame(*size, resolution), strict=True)
+        for length, (scale, skipped) in zip(size, _frame(*size, model), strict=True)
     )
     return rows @ grid @ columns.T
 
