@@ -239,8 +239,9 @@ def test_errors_are_one_sentence(folder, capsys, monkeypatch):
 
 
 @pytest.mark.usefixtures("index")
-def test_without_matplotlib_the_grid_names_the_extra(monkeypatch, capsys):
+def test_without_matplotlib_the_grid_names_the_extra_before_the_work(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(search_command, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     assert search("a dog", "--grid", "x.png") == 2
     assert "--grid needs matplotlib: pip install clip-from-scratch[search]" in capsys.readouterr().err
 

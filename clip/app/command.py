@@ -85,6 +85,14 @@ def count(text: str) -> int:
     return int(text)
 
 
+def require_matplotlib(what: str, extra: str) -> None:
+    """Raise an ImportError if matplotlib is not installed: before there is something to draw rather than after."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"{what} needs matplotlib: pip install clip-from-scratch[{extra}]") from error
+
+
 def picture_to_write(text: str) -> str:
     """The path of a picture that will be written, for argparse: what is wrong with it is said before the work."""
     folder, ending = os.path.dirname(text) or ".", os.path.splitext(text)[1].lower()

@@ -10,7 +10,11 @@ from collections.abc import Sequence
 
 import torch
 
-__all__ = ["commonest_confusions", "draw_confusion", "require_matplotlib"]
+from .command import require_matplotlib
+
+__all__ = ["NEEDS_MATPLOTLIB", "commonest_confusions", "draw_confusion"]
+
+NEEDS_MATPLOTLIB = ("the picture of a confusion matrix", "evaluate")
 
 DPI = 110
 CELL = 3  # pixels, at least
@@ -26,16 +30,6 @@ def commonest_confusions(matrix: torch.Tensor, names: Sequence[str], count: int)
     cells = mistakes.flatten().sort(descending=True, stable=True).indices[:count].tolist()
     found = ((mistakes.flatten()[cell].item(), *divmod(cell, len(names))) for cell in cells)
     return [(times, names[true], names[taken]) for times, true, taken in found if times]
-
-
-def require_matplotlib() -> None:
-    """Raise an ImportError if matplotlib is not installed: before there is something to draw rather than after."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "the picture of a confusion matrix needs matplotlib: pip install clip-from-scratch[evaluate]"
-        ) from error
 
 
 def draw_confusion(matrix: torch.Tensor, names: Sequence[str], picture: str | os.PathLike) -> None:
@@ -55,7 +49,7 @@ def draw_confusion(matrix: torch.Tensor, names: Sequence[str], picture: str | os
     ImportError
         If matplotlib is not installed.
     """
-    require_matplotlib()
+    require_matplotlib(*NEEDS_MATPLOTLIB)
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure  # pyplot would want a screen
 

@@ -31,8 +31,17 @@ from ..tasks.metrics import (
 )
 from ..tasks.zero_shot import ZeroShotClassifier
 from ..training.data import Captioned, read_captions
-from .command import CommandError, add_command, add_model_options, complaining, count, load_model, picture_to_write
-from .confusion import commonest_confusions, draw_confusion, require_matplotlib
+from .command import (
+    CommandError,
+    add_command,
+    add_model_options,
+    complaining,
+    count,
+    load_model,
+    picture_to_write,
+    require_matplotlib,
+)
+from .confusion import NEEDS_MATPLOTLIB, commonest_confusions, draw_confusion
 from .published import datasets, published
 
 TEMPLATES = Path(__file__).parent / "templates"  # those that the paper quotes
@@ -172,7 +181,7 @@ def _add_shared_options(parser: argparse.ArgumentParser, matrix: bool) -> None:
 
 def _zero_shot(options: argparse.Namespace) -> int:
     if options.confusion:
-        require_matplotlib()
+        require_matplotlib(*NEEDS_MATPLOTLIB)
     items = _labelled(options.pictures, options.images)
     names = _names(options.labels, _labels(items))
     templates = _templates(options.templates)
@@ -213,7 +222,7 @@ def _retrieval(options: argparse.Namespace) -> int:
 def _linear_probe(options: argparse.Namespace) -> int:
     require_scikit_learn()
     if options.confusion:
-        require_matplotlib()
+        require_matplotlib(*NEEDS_MATPLOTLIB)
     sources = {"train": options.train, "validation": options.validation, "test": options.test}
     parts = {name: _labelled(source, options.images) for name, source in sources.items() if source}
     labels = _labels(parts["train"])

@@ -13,7 +13,16 @@ from ..preprocess import ImageError, open_image
 from ..tasks.retrieval import QDRANT, Index, Match, Query, model_of
 from ..tasks.search_backends import BACKENDS
 from ..tasks.vector_store import VectorStore
-from .command import CommandError, add_command, add_model_options, count, load_model, picture_to_write, printable
+from .command import (
+    CommandError,
+    add_command,
+    add_model_options,
+    count,
+    load_model,
+    picture_to_write,
+    printable,
+    require_matplotlib,
+)
 
 TILE = 2.2  # inches
 EPILOG = """\
@@ -65,6 +74,8 @@ def add_search_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _search(options: argparse.Namespace) -> int:
+    if options.grid:
+        require_matplotlib("--grid", "search")
     queries = _queries(options)
     made_by = model_of(options.index)
     if made_by is None:
@@ -126,10 +137,7 @@ def _shown(path: str) -> str:
 
 def _draw_grid(file: str, queries: Sequence[str], answers: Sequence[Sequence[Match]]) -> None:
     """The matches side by side, each with its cosine; one query in a square, several in a row each."""
-    try:
-        from matplotlib.figure import Figure  # pyplot would want a screen
-    except ImportError as error:
-        raise ImportError("--grid needs matplotlib: pip install clip-from-scratch[search]") from error
+    from matplotlib.figure import Figure  # pyplot would want a screen
 
     most = max(1, *map(len, answers)) if answers else 1
     columns = math.ceil(math.sqrt(most)) if len(queries) == 1 else most
