@@ -15,7 +15,7 @@ less than half the time.
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -53,6 +53,12 @@ class Rows:
     def __len__(self) -> int:
         """How many pictures this is about, those that could not be read included."""
         return len(self.indices) + len(self.errors)
+
+    def through(self, tower: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> "Rows":
+        """What a tower on a device makes of them: its answers in place of the pictures, float32, on the CPU."""
+        if not self.indices:
+            return self
+        return Rows(self.indices, tower(self.values.to(device)).float().cpu(), self.errors)
 
 
 def read_pictures(
@@ -147,13 +153,9 @@ def encode_images(
     Rows
         `values` (n, E), of unit length.
     """
-    device = model.logit_scale.device
     for rows in read_pictures(pictures, preprocess, batch_size, workers, progress, draft):
-        if not rows.indices:
-            yield rows
-            continue
-        features = model.encode_image(rows.values.to(device)).float().cpu()
-        yield Rows(rows.indices, F.normalize(features, dim=-1), rows.errors)
+        rows = rows.through(model.encode_image, model.logit_scale.device)
+        yield replace(rows, values=F.normalize(rows.values, dim=-1))
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ between 10⁻⁶ and 10⁶ are 8 a decade, and the C = 0.316 of the release's ex
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.func import functional_call
@@ -68,13 +69,8 @@ def probe_features(
     """
     if isinstance(model, OptimizedCLIP | TextTower):
         raise ValueError(f"a linear probe needs the plain model and its image tower, got {type(model).__name__}")
-    device = model.logit_scale.device
     for rows in read_pictures(pictures, preprocess, batch_size, workers, progress):
-        if not rows.indices:
-            yield rows
-            continue
-        features = _features(model, rows.values.to(device))
-        yield Rows(rows.indices, features.float().cpu(), rows.errors)
+        yield rows.through(partial(_features, model), model.logit_scale.device)
 
 
 def _features(model: CLIP, images: torch.Tensor) -> torch.Tensor:
