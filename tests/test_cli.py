@@ -200,10 +200,11 @@ def test_names_that_are_no_text_are_printed_all_the_same(folder):
     name = os.fsencode(folder) + b"/na\xefve.png"
     shutil.copy(folder / "red.png", name)
     options = ["--labels", "a", "b", "--model", folder / "model.safetensors", "--device", "cpu"]
-    strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    strict = os.environ | {"PYTHONIOENCODING": "ascii:strict"}
     call = [sys.executable, "-m", "clip", "classify", name, *options]
     done = subprocess.run(call, env=strict, capture_output=True, timeout=60, check=True)
     assert rb"na\udcefve.png" in done.stdout
+    assert rb"\u2588" in done.stdout  # the bar beside a probability, where the terminal has no block
 
 
 def test_an_interrupt_ends_the_command_quietly(folder):
