@@ -464,7 +464,7 @@ def assemble(
     matrices = {name for name, _ in _matrix_parameters(model)}
     others = torch.promote_types(dtype, torch.float32)
     own = {}
-    for name, entry in entries.items():
+    for name, entry in sorted(entries.items(), key=lambda item: -item[1].numel()):  # large ones while there is room
         target = dtype if name in matrices else others if entry.is_floating_point() else entry.dtype
         tensor = weights.pop(name)
         own[name] = tensor.to(device, target, copy=True, memory_format=torch.contiguous_format)
