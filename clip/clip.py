@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .checkpoints import CheckpointError, read_checkpoint, write_checkpoint
+from .checkpoints import CheckpointError, hub, read_checkpoint, write_checkpoint
 from .checkpoints.released import MODELS as _MODELS
 from .checkpoints.released import download as _download
 from .config import CLIPConfig
@@ -68,14 +68,16 @@ def load(
     name : str or path
         A name listed by :func:`available_models`, or the path of a checkpoint: OpenAI's archives, state dicts saved by
         `torch.save`, safetensors, training checkpoints, folders and files of Hugging Face's and open_clip's. Nothing a
-        file says is executed.
+        file says is executed. Or "hf-hub:OWNER/NAME" for a repository of the Hugging Face hub, with "@" and a branch,
+        tag or commit behind it if need be (:mod:`clip.checkpoints.hub`).
     device : str, int or torch.device, optional
         "cpu", "cuda", "cuda:1", "mps" in any case, the number of a GPU, or "auto" for the best there is. By default
         "cuda" if there is one, otherwise "cpu".
     jit : bool
         There is one model, and it is not a TorchScript program. True warns and returns it all the same.
     download_root : path, optional
-        Where the released files are kept; otherwise the environment variable CLIP_CACHE, otherwise ~/.cache/clip.
+        Where downloaded files are kept; otherwise, of the released ones, the folder named by the environment variable
+        CLIP_CACHE or ~/.cache/clip, of those of the hub its own cache.
     dtype : torch.dtype, optional
         Of the matrix products: float32 on the CPU and float16 elsewhere, unless given. In float16 and bfloat16 the
         norms, the embeddings and `logit_scale` stay in float32, as in the released files.
@@ -105,6 +107,8 @@ def load(
     ------
     ValueError
         If the model cannot read pictures of that size, or an argument is none of those above.
+    ImportError
+        If the model needs a package that is not installed.
     RuntimeError
         If there is no model of that name and no such file, or the device is not there.
     DownloadError
@@ -308,12 +312,14 @@ def _cost(trained: CLIPConfig, resized: CLIPConfig) -> str:
 def find_checkpoint(
     name: str | os.PathLike, download_root: str | os.PathLike | None = None, local_files_only: bool = False
 ) -> str:
-    """The path of the checkpoint: a released file, downloaded if need be, or the caller's own."""
+    """The path of the checkpoint: a released file or one of the hub, downloaded if need be, or the caller's own."""
     if name in EMBEDDED:
         return os.fspath(EMBEDDED[name])
     if name in _MODELS:
         return _download(_MODELS[name], download_root, local_files_only=local_files_only)
     path = os.fspath(name)
+    if path.startswith(hub.PREFIX):
+        return os.fspath(hub.fetch(path, download_root, local_files_only=local_files_only))
     if os.path.exists(path):
         return path
     close = difflib.get_close_matches(path.lower(), [known.lower() for known in available_models()], n=1)

@@ -25,7 +25,7 @@ class LayerNorm(nn.LayerNorm):
 class QuickGELU(nn.Module):
     """The sigmoid approximation of GELU, x · σ(1.702 x), with which OpenAI trained every released model.
 
-    It differs from the exact GELU by up to 0.02, enough to spoil a model trained with the other one.
+    It differs from the exact GELU by up to 0.02, so a model trained with one is wrong with the other.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

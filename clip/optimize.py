@@ -31,13 +31,15 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .attention import MultiheadAttention, causal_mask
+from .dual_encoder import DualEncoder
 from .layers import LayerNorm, QuickGELU
 from .model import CLIP, ImageTower, TextTower, _is_recording, convert_weights
 from .resnet import AttentionPool2d, Bottleneck, ModifiedResNet
+from .towers import ResidualHead, TextTransformer, TimmTower, TransformersTower
 from .transformer import ResidualAttentionBlock, Transformer
 from .vit import VisionTransformer
 
-__all__ = ["OptimizedCLIP", "optimize"]
+__all__ = ["OptimizedCLIP", "OptimizedDualEncoder", "optimize", "optimized_copy"]
 
 AT_ONCE = 4  # pictures in a ResNet on a CPU: what its first layers make of more does not stay in the processor's cache
 
@@ -58,9 +60,10 @@ def optimize(model: CLIP, dtype: torch.dtype | None = None) -> CLIP:
     -------
     CLIP
         An :class:`OptimizedCLIP`, on the device of the model, in evaluation mode. What is not as `clip.model` builds it
-        (replaced blocks, hooks, other classes) is copied as it is, and a warning names it. If that is the model itself,
-        a plain copy is returned. An :class:`OptimizedCLIP` of that dtype is returned as it is. Which layers are packed
-        is measured on the spot, so that two copies may differ in rounding.
+        (replaced blocks, hooks, other classes, a :class:`clip.DualEncoder`'s towers of timm and transformers) is copied
+        as it is, and a warning names it. If that is the model itself, a plain copy is returned. An
+        :class:`OptimizedCLIP` of that dtype is returned as it is. Which layers are packed is measured on the spot, so
+        that two copies may differ in rounding.
 
     Raises
     ------
@@ -72,6 +75,15 @@ def optimize(model: CLIP, dtype: torch.dtype | None = None) -> CLIP:
     >>> model, preprocess = clip.load("ViT-B/32", device="cpu")  # doctest: +SKIP
     >>> model = clip.optimize(model)  # doctest: +SKIP
     """
+    copied = optimized_copy(model, dtype)
+    left = [name or "the model itself" for name, part in copied.named_modules() if _is_left(part)]
+    if left and copied is not model:
+        warnings.warn(f"not as clip.model builds it, so copied and not optimised: {', '.join(left)}", stacklevel=2)
+    return copied
+
+
+def optimized_copy(model: CLIP, dtype: torch.dtype | None = None) -> CLIP:
+    """What :func:`optimize` returns, without its warning: for code that optimises though nobody asked it to."""
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating point type, got {dtype}")
     if isinstance(model, OptimizedCLIP):
@@ -80,16 +92,13 @@ def optimize(model: CLIP, dtype: torch.dtype | None = None) -> CLIP:
         return model
     if type(model) in (CLIP, ImageTower, TextTower) and _is_untouched(model):
         copied = OptimizedCLIP(model, dtype or model.dtype)
+    elif type(model) is DualEncoder and _is_untouched(model):
+        copied = OptimizedDualEncoder(model, dtype or model.dtype)
     else:
         copied = _left(model)
-
-    left = {name: part for name, part in copied.named_modules() if vars(part).get("left_as_it_was")}
-    for part in left.values():
-        if dtype is not None:
+    if dtype is not None:
+        for part in filter(_is_left, copied.modules()):
             convert_weights(part, dtype)
-    if left:
-        names = ", ".join(name or "the model itself" for name in left)
-        warnings.warn(f"not as clip.model builds it, so copied and not optimised: {names}", stacklevel=2)
     return copied
 
 
@@ -184,6 +193,41 @@ class OptimizedCLIP(CLIP):
         return self
 
 
+class OptimizedDualEncoder(OptimizedCLIP, DualEncoder):
+    """The inference copy of a :class:`clip.DualEncoder`: of its parts, those that are ours are optimised.
+
+    Parameters
+    ----------
+    model : DualEncoder
+        With both towers or with one.
+    dtype : torch.dtype
+        Of the matrix products, and of everything in a tower from outside.
+    """
+
+    def __init__(self, model: DualEncoder, dtype: torch.dtype):
+        nn.Module.__init__(self)
+        self._dtype = dtype
+        self.context_length = model.context_length
+        self.logit_scale = _fixed(model.logit_scale)
+        self.tokenizer, self.preprocess = copy.deepcopy(model.tokenizer), copy.deepcopy(model.preprocess)
+        self.visual = self.visual_projection = self.text_tower = self.text_projection = None
+        if model.visual is not None:
+            self.visual = _image_tower(model.visual, dtype)
+            self.visual_projection = _head(model.visual_projection, dtype)
+        if model.text_tower is not None:
+            self.text_tower = _text_tower(model.text_tower, dtype)
+            self.text_projection = _head(model.text_projection, dtype)
+        for part in (self.visual, self.text_tower):
+            if isinstance(part, TimmTower | TransformersTower):
+                part.to(dtype)  # their norms take numbers of their own dtype only
+        nn.Module.train(self, False)
+
+    def encode_text(self, text: torch.Tensor) -> torch.Tensor:
+        """Embed texts, as :meth:`DualEncoder.encode_text` does."""
+        with torch.no_grad(), torch.autocast(text.device.type, enabled=False):
+            return DualEncoder.encode_text(self, text)
+
+
 # -- the towers -------------------------------------------------------------------------------------------------------
 
 
@@ -194,6 +238,43 @@ def _image_tower(visual: nn.Module, dtype: torch.dtype) -> nn.Module:
     if _is_ours(visual, _MODIFIED_RESNET, inside=("layer1.", "layer2.", "layer3.", "layer4.", "attnpool")):
         return _ModifiedResNet(visual, dtype)
     return _left(visual)
+
+
+def _text_tower(tower: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The copy of a text tower that is a module of its own."""
+    if type(tower) is TextTransformer and _is_untouched(tower):
+        return _TextTransformer(tower, dtype)
+    return _left(tower)
+
+
+def _head(head: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The copy of what stands between a tower and the joint space."""
+    if _is_ours(head, {"": nn.Linear}):
+        return _Linear(head.weight, head.bias, dtype)
+    if _is_ours(head, {"": nn.Identity}):
+        return _as_it_is(head)
+    if not _is_ours(head, _RESIDUAL_HEAD):
+        return _left(head)
+    copied = _as_it_is(head)
+    copied.projection = _Linear(head.projection.weight, head.projection.bias, dtype)
+    copied.fc = _Linear(head.fc.weight, head.fc.bias, dtype)
+    return copied
+
+
+class _TextTransformer(OptimizedCLIP):
+    """CLIP's text tower as a module of its own."""
+
+    def __init__(self, tower: TextTransformer, dtype: torch.dtype):
+        nn.Module.__init__(self)
+        self._dtype = dtype
+        self.context_length, self.vocab_size = tower.context_length, tower.vocab_size
+        self.output_dim = tower.output_dim
+        self._copy_text_tower(tower)
+        nn.Module.train(self, False)
+
+    def forward(self, text: torch.Tensor) -> torch.Tensor:
+        """(N, L) token ids -> (N, E)."""
+        return self.encode_text(text)
 
 
 def _reads_patches(conv: nn.Conv2d) -> bool:
@@ -589,6 +670,14 @@ _VISION_TRANSFORMER = {
     "ln_post": LayerNorm,
 }
 _TEXT_TOWER = {**_TRANSFORMER, "token_embedding": nn.Embedding, "ln_final": LayerNorm}
+_RESIDUAL_HEAD = {
+    "": ResidualHead,
+    "projection": nn.Linear,
+    "gelu": nn.GELU,
+    "fc": nn.Linear,
+    "dropout": nn.Dropout,
+    "layer_norm": LayerNorm,
+}
 _BLOCK = {
     "": ResidualAttentionBlock,
     "attn": MultiheadAttention,
@@ -635,6 +724,11 @@ def _left(module: nn.Module) -> nn.Module:
     copied = _as_it_is(module)
     copied.left_as_it_was = True
     return copied
+
+
+def _is_left(module: nn.Module) -> bool:
+    """Whether it is such a copy."""
+    return "left_as_it_was" in vars(module)
 
 
 def _as_it_is(module: nn.Module) -> nn.Module:

@@ -6,7 +6,7 @@ The paper says only that training cropped a random square of the resized picture
     picture  (W, H), any mode
       │  Resize                    bicubic, short side to R
       │  CenterCrop                (R, R)
-      │  _convert_image_to_rgb     only now: transparent, palette and 16-bit pixels were resized as they are
+      │  _convert_image_to_rgb     only now: transparent, palette and 16-bit pixels were resized before, in their way
       │  ToTensor                  (3, R, R), [0, 1]
       │  Normalize                 (pixel - CLIP_MEAN) / CLIP_STD
     image  (3, R, R), float32
@@ -34,8 +34,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import nn
 from torch.nn import functional as F
 
-# Mean and standard deviation of red, green and blue in [0, 1]. The release gives them without saying how they were
-# measured; they are near ImageNet's, not equal to them.
+# Mean and standard deviation of red, green and blue in [0, 1], measured on the training pictures (openai/CLIP issue
+# 20); they are near ImageNet's, not equal to them.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 

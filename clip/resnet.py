@@ -1,6 +1,6 @@
 """ModifiedResNet: a ResNet-D whose last pooling is a question asked by attention.
 
-Source: He et al. (1512.03385) §3.4 and Fig. 5, the bottleneck; He et al. (1812.01187) §4.2, ResNet-D; Zhang
+Source: He et al. (1512.03385) §4.1 and Fig. 5, the bottleneck; He et al. (1812.01187) §4.2, ResNet-D; Zhang
 (1904.11486), anti-aliased strides; Radford et al. (2103.00020) §2.4, attention pooling.
 Differs from ResNet: a stem of three 3x3 convolutions; after the first of them, wherever the picture shrinks, an average
 pool does it and the convolutions keep stride 1; the global average pool is replaced by attention.

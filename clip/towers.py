@@ -254,9 +254,8 @@ class WordTokenizer(nn.Module):
             raise ImportError(f"a tokenizer from outside needs the package tokenizers: {INSTALL}") from error
         text = tokenizer if isinstance(tokenizer, bytes) else tokenizer.to_str().encode()
         try:
-            self.tokenizer = Tokenizer.from_buffer(
-                text
-            )  # one of our own: how it cuts and pads is no business of others
+            # one of our own: how it cuts and pads is no business of others
+            self.tokenizer = Tokenizer.from_buffer(text)
         except Exception as error:  # the package knows no other kind
             raise ValueError(f"expected a tokenizer's JSON text, got {text[:40]!r}... ({error})") from error
         self.tokenizer.no_padding()

@@ -15,6 +15,7 @@ from clip.app import convert
 from clip.app.cli import main
 from clip.checkpoints import read_checkpoint
 from clip.model import config_of
+from clip.towers import TextTransformer
 
 PLAIN = TINY["vit"] | {"transformer_heads": 1}  # what shapes alone can say
 OTHER = TINY["vit"] | {"activation": "gelu", "transformer_heads": 4, "vision_heads": 8, "image_resize": "squash"}
@@ -115,6 +116,16 @@ def test_half_precision_stays_half_where_all_of_it_is(tmp_path):
     assert main(["convert", str(tmp_path / "half.pt"), str(tmp_path / "x"), "--to", "huggingface"]) == 0
     assert same(tmp_path / "half.pt", tmp_path / "x")
     assert json.loads((tmp_path / "x" / "config.json").read_text())["dtype"] == "float16"
+
+
+@pytest.mark.parametrize("form", ["openai", "huggingface", "open_clip"])
+def test_towers_that_no_form_can_hold_are_refused(tmp_path, form, capsys):
+    source, text_tower = str(tmp_path / "dual.pt"), TextTransformer(77, 40, width=64, layers=1, heads=1, output_dim=24)
+    clip.save(clip.DualEncoder(filled(TINY["vit"]).visual, text_tower), source)
+    assert main(["convert", source, str(tmp_path / "x"), "--to", form]) == 2
+    [sentence] = capsys.readouterr().err.splitlines()
+    assert sentence.startswith(f"clip convert: {source} is a DualEncoder, and these forms hold a CLIP with its own two")
+    assert not (tmp_path / "x").exists()
 
 
 # -- for transformers -------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ import json
 import math
 import sys
 import types
-import warnings
 
 import pytest
 import torch
@@ -18,9 +17,10 @@ import clip
 from clip import DualEncoder
 from clip.app.cli import main
 from clip.checkpoints import CheckpointError
+from clip.optimize import OptimizedDualEncoder, optimized_copy
 from clip.preprocess import Preprocess
 from clip.tasks.encode import encode_images, encode_texts, gather
-from clip.tasks.explain import explain
+from clip.tasks.explain import explain, text_tokens
 from clip.tasks.linear_probe import probe_features
 from clip.tasks.retrieval import Index
 from clip.towers import ResidualHead, TextTransformer, TimmTower, TransformersTower, WordTokenizer, build, describe
@@ -398,18 +398,148 @@ def test_every_task_works_with_it(model, tmp_path):
     assert heat.shape == (50, 70)
     assert len(next(probe_features(model, model.preprocess, files))) == 2
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "not as clip.model builds it")
-        index = Index.build(tmp_path / "index", [tmp_path], model, model.preprocess, "model")
+    index = Index.build(tmp_path / "index", [tmp_path], model, model.preprocess, "model")  # warns of nothing
     [matches] = index.search("a dog", top=2)
     assert sorted(match.path for match in matches) == files
 
 
-@pytest.mark.filterwarnings("ignore:not as clip.model builds it")
 def test_a_text_tower_alone_searches_what_the_whole_model_indexed(tmp_path, saved):
     Image.new("RGB", (70, 50), COLOURS["red"]).save(tmp_path / "red.png")
     assert main(["index", str(tmp_path), "-o", str(tmp_path / "index"), "--model", str(saved), "--device", "cpu"]) == 0
     assert main(["search", "a dog", "--index", str(tmp_path / "index"), "--device", "cpu"]) == 0
+
+
+@pytest.mark.parametrize("kind", ["mixed", "outside"])
+def test_the_last_states_of_a_foreign_encoder_are_its_text_tokens(kind):
+    model = MODELS[kind]()
+    for text in TEXTS:
+        [ids] = [model.tokenizer.tokenizer.encode(text).ids]
+        expected = model.text_tower.encoder(torch.tensor([ids])).last_hidden_state[0]
+        torch.testing.assert_close(text_tokens(model, text), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_the_last_text_token_becomes_what_the_text_tower_gives():
+    model = clips()
+    features = text_tokens(model, "a red cat")
+    assert features.shape == (5, 64)
+    torch.testing.assert_close(
+        features[-1:] @ model.text_tower.text_projection, model.encode_text(ids(model, "a red cat"))
+    )
+
+
+def test_a_text_tower_that_shows_no_tokens_is_named(saved):
+    model = clips()
+    model.text_tower = Average()
+    with pytest.raises(ValueError, match="text_tokens needs CLIP's text tower or one of transformers, got Average"):
+        text_tokens(model, "a dog")
+    image, _ = clip.load(saved, device="cpu", tower="image")
+    with pytest.raises(ValueError, match="text_tokens needs the plain model and its text tower, got DualEncoder"):
+        text_tokens(image, "a dog")
+
+
+def test_a_linear_probe_stands_on_what_the_tower_gives_before_any_head(model, saved):
+    picture = Image.new("RGB", (70, 50), COLOURS["red"])
+    features = gather(probe_features(model, model.preprocess, [picture])).values
+    image = model.preprocess(picture)[None]
+    if hasattr(model.visual, "proj"):
+        projection, model.visual.proj = model.visual.proj, None
+        expected = model.visual(image)
+        model.visual.proj = projection
+        assert features.shape == (1, 128)
+    else:
+        expected = model.visual(image)
+    torch.testing.assert_close(features, expected)
+    text, _ = clip.load(saved, device="cpu", tower="text")
+    for other in (optimized_copy(model), text):
+        with pytest.raises(ValueError, match="a linear probe needs the plain model and its image tower, got"):
+            gather(probe_features(other, model.preprocess, [picture]))
+
+
+# Optimised
+
+
+class Average(nn.Module):
+    """A text tower of the caller's own."""
+
+    context_length = 77
+
+    def forward(self, text):
+        return text.float().mean(dim=1, keepdim=True).expand(-1, 24)
+
+
+def assert_same_features(found, wanted, error=1e-5):
+    for name, given in (("encode_image", pictures(wanted, 5)), ("encode_text", ids(wanted))):
+        with torch.no_grad():
+            one, other = (F.normalize(getattr(model, name)(given).float(), dim=-1) for model in (found, wanted))
+        assert (one - other).abs().max() < error, name
+
+
+LEFT = {"mixed": "text_tower", "outside": "visual, text_tower"}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_an_optimised_copy_embeds_the_same_and_says_what_it_left_as_it_was(kind):
+    model = MODELS[kind]().train()  # of which the copy is as it is in evaluation
+    if kind in LEFT:
+        with pytest.warns(UserWarning, match=f"copied and not optimised: {LEFT[kind]}$"):
+            copied = clip.optimize(model)
+    else:
+        copied = clip.optimize(model)
+    assert type(copied) is type(optimized_copy(model)) is OptimizedDualEncoder  # the latter without a word
+    assert clip.optimize(copied) is copied
+    assert_same_features(copied, model.eval())
+    owned = {tensor.data_ptr() for tensor in model.state_dict().values()}
+    assert not owned & {tensor.data_ptr() for tensor in (*copied.parameters(), *copied.buffers())}
+    assert not any(module.training for module in copied.modules())
+
+
+def test_with_towers_and_heads_of_ours_nothing_is_left_as_it_was():
+    for kind in ("vit", "rn"):
+        model = clips(kind)
+        model.visual_projection, model.text_projection = ResidualHead(24, 10), nn.Linear(24, 10, bias=False)
+        copied = clip.optimize(model)  # warnings are errors here
+        assert_same_features(copied, model.eval())
+        parts = {type(part) for part in copied.modules()}
+        assert not parts & {nn.Linear, nn.BatchNorm2d, type(model.text_tower), type(model.visual)}
+
+
+def test_a_head_of_the_callers_own_is_left_as_it_was():
+    model = clips()
+    model.visual_projection = nn.Sequential(nn.Linear(24, 10))
+    with pytest.warns(UserWarning, match="copied and not optimised: visual_projection$"):
+        assert_same_features(clip.optimize(model), model)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_an_optimised_copy_in_half_precision_points_the_same_way(kind):
+    model = MODELS[kind]()
+    copied = optimized_copy(model, torch.bfloat16)
+    assert copied.dtype == copied.encode_image(pictures(model)).dtype == torch.bfloat16
+    assert_same_features(copied, model, 0.05)
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_an_optimised_tower_alone_embeds_what_it_can(saved, tower):
+    model, _ = clip.load(saved, device="cpu", tower=tower)
+    copied = optimized_copy(model)
+    names = {"image": ("encode_image", pictures(mixed())), "text": ("encode_text", ids(mixed()))}
+    name, given = names.pop(tower)
+    torch.testing.assert_close(getattr(copied, name)(given), getattr(model, name)(given), atol=1e-5, rtol=1e-4)
+    [(other, given)] = names.values()
+    with pytest.raises(RuntimeError, match="this model cannot embed"):
+        getattr(copied, other)(given)
+
+
+def test_a_changed_dual_encoder_is_copied_whole():
+    model = clips()
+    model.encode_text = lambda text: text
+    with pytest.warns(UserWarning, match="not optimised: the model itself"):
+        assert type(clip.optimize(model)) is DualEncoder
+
+
+def test_an_optimised_copy_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match="save the model it was made from"):
+        clip.save(clip.optimize(clips()), tmp_path / "x.pt")
 
 
 # Trained
@@ -583,7 +713,6 @@ def table(tmp_path):
     return tmp_path / "captions.csv"
 
 
-@pytest.mark.filterwarnings("ignore:not as clip.model builds it")
 def test_the_commands_work_with_it(saved, table, tmp_path, capsys):
     picture, classes = str(tmp_path / "classes" / "red" / "0.png"), str(tmp_path / "classes")
     model = ["--model", str(saved), "--device", "cpu"]

@@ -14,7 +14,7 @@ from clip.preprocess import Preprocess
 from clip.training.data import Captioned
 from clip.training.drawn import ABILITIES, COLOURS, KINDS, Question
 from clip.training.evaluation import classification, drawn_abilities, retrieval
-from clip.training.loss import clip_loss
+from clip.training.loss import LOSSES, clip_loss
 
 NAMES = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250)}
 
@@ -58,6 +58,24 @@ def test_a_wrong_caption_counts_in_its_own_direction_only(items):
     figures = retrieval(wrong, Preprocess(32), clip_loss, batch_size=8)(Colours())
     assert figures["text_to_picture_R@1"] == pytest.approx(5 / 6)  # "all blue" finds the blue picture
     assert figures["picture_to_text_R@1"] == pytest.approx(2 / 3)  # the blue one is as near to "all blue" as to its own
+
+
+class Long(Colours):
+    """Knows them by vectors that are not of unit length."""
+
+    def encode_image(self, images):
+        return 3 * super().encode_image(images)
+
+    def encode_text(self, tokens):
+        return 2 * super().encode_text(tokens)
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_the_loss_sees_vectors_of_the_length_that_training_sees(items, loss):
+    figures = retrieval(items, Preprocess(32), loss, batch_size=3)(Long())
+    expected = loss(3 * torch.eye(3), 2 * torch.eye(3), torch.tensor(10.0), torch.arange(3)).item()
+    assert figures["validation_loss"] == pytest.approx(expected, rel=1e-5)
+    assert figures["picture_to_text_R@1"] == figures["text_to_picture_R@1"] == 1
 
 
 @pytest.mark.parametrize(("copies", "sizes"), [(2, [4]), (4, [4, 4, 4]), (1, [3])])

@@ -72,14 +72,14 @@ def test_a_batch_of_one_thing_costs_nothing(features):
 
 
 def test_soft_targets_worked_by_hand():
-    # One dimension, so every product is a number: I = (1, 0), T = (2, 0), scale 1.
-    # logits of captions [[2, 0], [0, 0]]; targets softmax of [[(1 + 4) / 2, 0], [0, 0]].
+    # One dimension, so every product is a number: I = (1, 0), T = (2, 0), temperature ½, so a scale of 2.
+    # logits of captions [[2, 0], [0, 0]] / ½; targets softmax of [[(1 + 4) / 2, 0], [0, 0]] · ½.
     images, texts = torch.tensor([[1.0], [0.0]]), torch.tensor([[2.0], [0.0]])
-    t = math.exp(2.5) / (math.exp(2.5) + 1)
-    p = math.exp(2) / (math.exp(2) + 1)
+    t = math.exp(1.25) / (math.exp(1.25) + 1)
+    p = math.exp(4) / (math.exp(4) + 1)
     captions = [-(t * math.log(p) + (1 - t) * math.log(1 - p)), math.log(2)]
     pictures = [-(t * math.log(p) + 0.5 * math.log(1 - p)), -(1 - t + 0.5) * math.log(0.5)]  # targetsᵀ: sums are not 1
-    loss = soft_target_loss(images, texts, torch.tensor(1.0), torch.arange(2))
+    loss = soft_target_loss(images, texts, torch.tensor(2.0), torch.arange(2))
     assert loss.item() == pytest.approx(sum(captions + pictures) / 4, rel=1e-6)
 
 

@@ -379,8 +379,12 @@ def test_settings_that_are_switched_off_are_no_obstacle():
 FAMILIES = {  # an entry of such a model's file, and the family that is named
     "SigLIP": ({"logit_bias": (), "visual.trunk.pos_embed": (1, 2, 3)}, "a SigLIP, .* 'logit_bias'"),
     "SigLIP of Hugging Face's": ({"vision_model.head.probe": (1, 1, 2)}, r"a SigLIP, .* 'vision_model\.head\.probe'"),
+    "SigLIP's patches": ({"vision_model.embeddings.patch_embedding.bias": (4,)}, "a SigLIP, .*patch_embedding"),
     "CoCa": ({"text_decoder.resblocks.0.ln_1.weight": (3,)}, "a CoCa, .* 'text_decoder"),
     "CoCa's pool": ({"visual.attn_pool.query": (3, 4)}, "a CoCa"),
+    "CoCa's class token": ({"text.cls_emb": (4,)}, r"a CoCa, .* 'text\.cls_emb'"),
+    "EVA's own names": ({"visual.blocks.0.attn.q_bias": (4,)}, r"an EVA-CLIP, .* 'visual\.blocks\.0\.attn\.q_bias'"),
+    "EVA01": ({"visual.trunk.blocks.0.attn.q_bias": (4,), "visual.trunk.cls_token": (1,)}, "an EVA-CLIP"),
     "EVA02": ({"visual.trunk.blocks.0.mlp.fc1_g.weight": (3, 4), "visual.trunk.cls_token": (1,)}, "an EVA-CLIP"),
     "timm": ({"visual.trunk.stem.0.weight": (3, 4)}, "a model with an image tower of the library timm"),
     "XLM-RoBERTa": (

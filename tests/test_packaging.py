@@ -101,7 +101,16 @@ def test_installed_editable(checkout, tmp_path):
 
 
 def test_importing_needs_the_core_dependencies_only():
-    extras = ["transformers", "skimage", "safetensors", "torchvision", "pkg_resources", "matplotlib", "hypothesis"]
+    extras = [
+        "transformers",
+        "huggingface_hub",
+        "skimage",
+        "safetensors",
+        "torchvision",
+        "pkg_resources",
+        "matplotlib",
+        "hypothesis",
+    ]
     code = f"import sys, clip, clip.app.cli; print(sorted(set({extras}) & set(sys.modules)))"
     assert run(sys.executable, "-c", code, path=ROOT) == ["[]"]
 

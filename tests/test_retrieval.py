@@ -487,7 +487,7 @@ def test_an_index_optimises_by_itself_what_embeds_many(model, photos, monkeypatc
     index = build(photos, model)
     index.search(Path(pictures(photos)[0]))
     assert kinds == [OptimizedCLIP, CLIP]
-    monkeypatch.setattr(retrieval, "optimize", None)
+    monkeypatch.setattr(retrieval, "optimized_copy", None)
     index.update()  # nothing is new
     for call in (build, lambda photos, model: Index.open(photos.parent / "photos.clipindex", model, Preprocess(SIZE))):
         with pytest.raises(ValueError, match="expected the model as it was loaded, got an optimised copy"):

@@ -41,7 +41,8 @@ clip COMMAND --help tells more."""
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command with the given arguments (those of the process, if None) and return its exit code."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: any file name can be printed
+    if hasattr(sys.stdout, "reconfigure"):  # not where a notebook has replaced it
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: any file name can be printed
     try:
         code = _run(_parser().parse_args(arguments))
         sys.stdout.flush()

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from ..clip import available_models, load
 from ..model import CLIP
-from ..optimize import optimize
+from ..optimize import optimized_copy
 from ..preprocess import Preprocess
 from ..tasks.encode import Rows
 
@@ -34,7 +34,8 @@ def add_model_options(parser: argparse.ArgumentParser, name: str, default: str |
     """The model, by name or path, and where it runs."""
     choices = ", ".join(available_models())
     shown = f" (default: {default})" if default else ""
-    parser.add_argument(name, metavar="MODEL", default=default, help=f"a checkpoint's path, or one of {choices}{shown}")
+    text = f"a checkpoint's path, hf-hub:OWNER/NAME, or one of {choices}{shown}"
+    parser.add_argument(name, metavar="MODEL", default=default, help=text)
     parser.add_argument("--device", metavar="DEVICE", help='"cpu", "cuda", "cuda:1", "mps" or "auto"')
 
 
@@ -62,7 +63,7 @@ def load_model(
     model, preprocess = load(
         options.model, options.device, tower=tower, image_size=image_size, local_files_only=local_files_only
     )
-    return optimize(model) if optimized and model.logit_scale.device.type == "cpu" else model, preprocess
+    return optimized_copy(model) if optimized and model.logit_scale.device.type == "cpu" else model, preprocess
 
 
 def complaining(command: str, batches: Iterable[Rows]) -> Iterator[Rows]:

@@ -39,7 +39,9 @@ def add_convert_command(commands: argparse._SubParsersAction) -> None:
     )
     parser.set_defaults(run=_convert)
     parser.add_argument(
-        "source", metavar="SOURCE", help="a model's name, or the path of any file or folder that clip.load reads"
+        "source",
+        metavar="SOURCE",
+        help="a model's name, hf-hub:OWNER/NAME, or the path of any file or folder that clip.load reads",
     )
     parser.add_argument("target", metavar="TARGET", help="a file or folder that is not there yet")
     parser.add_argument("--to", required=True, choices=FORMS, help="for whom, see below")
@@ -74,7 +76,10 @@ def _convert(options: argparse.Namespace) -> int:
     source = find_checkpoint(options.source)
     config, weights = read_checkpoint(source, known=dict(options.known))
     if not isinstance(config, CLIPConfig):
-        raise CommandError(f"{source} has other towers than CLIP's, which none of these forms can hold")
+        raise CommandError(
+            f"{options.source} is a DualEncoder, and these forms hold a CLIP with its own two towers only; clip.save "
+            "writes it whole"
+        )
     check_entries(config, weights)
     known = {name: getattr(config, name) for name in UNSEEN}
     with appearing(target) as written:

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from ..checkpoints.released import MODELS, DownloadError, download, sha256_of
-from ..clip import EMBEDDED, tokenize
+from ..checkpoints.released import MODELS, DownloadError, sha256_of
+from ..clip import EMBEDDED, find_checkpoint, tokenize
 from ..config import RELEASED
 from ..model import CLIP, config_of
 from ..preprocess import Preprocess, open_image
@@ -85,7 +85,7 @@ def _verify(options: argparse.Namespace) -> int:
         if options.download:
             raise
         raise CommandError(f"{error}\nOr fetch it now: clip verify {options.model} --download") from error
-    file = download(MODELS[options.model], local_files_only=True) if options.model in MODELS else options.model
+    file = find_checkpoint(options.model, local_files_only=True)
     failed = 0
     for check in verify(model, preprocess, file):
         failed += not check.passed
@@ -121,7 +121,7 @@ def verify(model: CLIP, preprocess: Preprocess, file: str | os.PathLike) -> Iter
     preprocess : Preprocess
         As `clip.load` returned it.
     file : path
-        Where the model came from.
+        Where the model came from; a folder is never the released file.
 
     Yields
     ------
@@ -151,7 +151,7 @@ def verify(model: CLIP, preprocess: Preprocess, file: str | os.PathLike) -> Iter
         yield from _verify_cosines(model, preprocess)
     else:
         *_, digest, _ = MODELS[names[0]].split("/")
-        found = sha256_of(Path(file)).hexdigest()
+        found = sha256_of(Path(file)).hexdigest() if Path(file).is_file() else "none, as this is a folder"
         yield Check("sha256 of the file", digest, found, found == digest)
 
 

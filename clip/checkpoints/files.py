@@ -35,8 +35,11 @@ from .safetensors import read_safetensors, write_safetensors
 CONFIG_KEY = "clip_config"  # beside the weights in the files we write: the CLIPConfig as JSON
 MODEL_KEYS = ("state_dict", "model_state_dict", "model")  # where training programs put the weights
 WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
-FOLDER_WEIGHTS = (*open_clip.WEIGHTS, "model.safetensors", "pytorch_model.bin")
-INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")  # of weights in several files
+INDEX = ".index.json"  # of weights in several files
+FOLDER_WEIGHTS = (
+    *open_clip.WEIGHTS,
+    *(name for file in ("model.safetensors", "pytorch_model.bin") for name in (file, file + INDEX)),
+)
 MAX_JSON = 4 << 20  # bytes
 OPENAIS = {name: getattr(CLIPConfig, name, None) for name in UNSEEN}  # None: a head for every 64 channels
 PREPROCESSING = {name: value for name, value in OPENAIS.items() if name.startswith("image_")}
@@ -170,17 +173,16 @@ def _read_files(path: Path, wanted: Callable[[str], bool]) -> tuple[_Contents, P
     if not path.is_dir():
         with map_file(path) as file:
             return _read_any(file, wanted), path.parent
-    for name in FOLDER_WEIGHTS:
-        if (path / name).exists():
-            with map_file(path / name) as file:
-                return _read_any(file, wanted), path
-    for name in INDICES:
-        if (path / name).exists():
-            return _read_shards(path, name, wanted), path
-    raise CheckpointError(
-        f"{path}: expected a checkpoint file, found a folder without {', '.join((*FOLDER_WEIGHTS, *INDICES))}; "
-        "name the file inside it"
-    )
+    name = next((name for name in FOLDER_WEIGHTS if (path / name).exists()), None)
+    if name is None:
+        raise CheckpointError(
+            f"{path}: expected a checkpoint file, found a folder without {', '.join(FOLDER_WEIGHTS)}; "
+            "name the file inside it"
+        )
+    if name.endswith(INDEX):
+        return _read_shards(path, name, wanted), path
+    with map_file(path / name) as file:
+        return _read_any(file, wanted), path
 
 
 def _read_shards(folder: Path, index: str, wanted: Callable[[str], bool]) -> _Contents:
@@ -290,9 +292,9 @@ def _understand(contents: _Contents, folder: Path) -> tuple[dict[str, torch.Tens
             raise CheckpointError(f"its {CONFIG_KEY} is no CLIPConfig ({str(error)[:200]})") from None
     refuse_other_families(tensors)
     if huggingface.is_huggingface(tensors):
-        if not (folder / "config.json").exists():
+        if not (folder / huggingface.CONFIG).exists():
             raise CheckpointError(
-                "its names are Hugging Face's, but config.json, with heads and activation, is missing"
+                f"its names are Hugging Face's, but {huggingface.CONFIG}, with heads and activation, is missing"
             )
         state_dict = huggingface.from_huggingface(tensors)
         alone = huggingface.tower_alone(state_dict)
@@ -307,8 +309,8 @@ def _understand(contents: _Contents, folder: Path) -> tuple[dict[str, torch.Tens
 
 def _read_huggingface(folder: Path) -> tuple[dict[str, object], dict[str, object]]:
     """What config.json says, and what is said of preprocessing, for which there are an older and a newer place."""
-    config = _read_json(folder / "config.json")
-    for name in ("preprocessor_config.json", "processor_config.json"):
+    config = _read_json(folder / huggingface.CONFIG)
+    for name in huggingface.PREPROCESSORS:
         if (folder / name).exists():
             found = _read_json(folder / name)
             inner = found.get("image_processor", found)

@@ -26,6 +26,8 @@ from ..config import ACTIVATIONS, MAX_LAYERS, CLIPConfig
 from .mapped_file import CheckpointError
 from .safetensors import write_safetensors
 
+CONFIG = "config.json"
+PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")  # the older place and the newer
 PROJECTIONS = {"text_projection": "text_projection.weight", "visual.proj": "visual_projection.weight"}
 ENTRIES = {
     "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
@@ -202,8 +204,8 @@ def write_huggingface(folder: Path, config: CLIPConfig, state_dict: Mapping[str,
         If the model is a ResNet.
     """
     sizes = config_json(config, state_dict["logit_scale"].dtype)
-    for name, content in (("config", sizes), ("preprocessor_config", preprocessor_json(config))):
-        (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+    for name, content in ((CONFIG, sizes), (PREPROCESSORS[0], preprocessor_json(config))):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
     with (folder / "model.safetensors").open("xb") as file:
         write_safetensors(file, to_huggingface(state_dict), {"format": "pt"})
 

@@ -36,6 +36,7 @@ from ..model import CLIP, ImageTower
 from ..optimize import OptimizedCLIP
 from ..preprocess import _margin
 from ..resnet import ModifiedResNet
+from ..towers import NO_TOKEN, TransformersTower
 from ..vit import VisionTransformer
 from .encode import encode_texts
 
@@ -270,8 +271,9 @@ def text_tokens(model: CLIP, text: str) -> torch.Tensor:
     Returns
     -------
     torch.Tensor
-        (L, D), from the start token to the end token, after `ln_final`. The last row times `model.text_projection` is
-        what `encode_text` returns. With gradients as PyTorch has them set.
+        (L, D), from the start token to the end token, after `ln_final`. The last row times `text_projection` is what
+        the text tower returns. Of a tower of transformers the last hidden states, those of its special tokens too. With
+        gradients as PyTorch has them set.
 
     Raises
     ------
@@ -280,12 +282,21 @@ def text_tokens(model: CLIP, text: str) -> torch.Tensor:
     RuntimeError
         If the text is longer than the model's context.
     """
-    if isinstance(model, OptimizedCLIP | ImageTower):
+    tower = getattr(model, "text_tower", model)  # on a CLIP stand the parts of its text tower themselves
+    if isinstance(model, OptimizedCLIP | ImageTower) or tower is None:
         raise ValueError(f"text_tokens needs the plain model and its text tower, got {type(model).__name__}")
-    ids = tokenize(text, model.context_length).to(model.logit_scale.device)
-    with _evaluating(model), _outputs(model.ln_final) as outputs:
+    if not isinstance(tower, CLIP | TransformersTower):
+        raise ValueError(f"text_tokens needs CLIP's text tower or one of transformers, got {type(tower).__name__}")
+    tokenizer = getattr(model, "tokenizer", None) or tokenize
+    ids = tokenizer(text, model.context_length).to(model.logit_scale.device)
+    if isinstance(tower, TransformersTower):
+        last, length = tower.encoder, int((ids != NO_TOKEN).sum())
+    else:
+        last, length = tower.ln_final, int(ids.argmax()) + 1
+    with _evaluating(model), _outputs(last) as outputs:
         model.encode_text(ids)
-    return outputs[0][0, : int(ids.argmax()) + 1].type(model.dtype)
+    [output] = outputs
+    return getattr(output, "last_hidden_state", output)[0, :length].type(model.dtype)
 
 
 # Looking into a model without changing it

@@ -24,7 +24,7 @@ import torch
 from torch.func import functional_call
 from tqdm import tqdm
 
-from ..model import CLIP, TextTower, VisionTransformer
+from ..model import CLIP, VisionTransformer
 from ..optimize import OptimizedCLIP
 from ..preprocess import Preprocess
 from .encode import Picture, Rows, read_pictures
@@ -50,8 +50,8 @@ def probe_features(
     Parameters
     ----------
     model : CLIP
-        Any model with `encode_image`, `visual` and `logit_scale`, but no optimised copy: that has no features before
-        the projection.
+        Any model with `visual`, `dtype` and `logit_scale`, but no optimised copy: that has no features before the
+        projection.
     preprocess, pictures, batch_size, workers, progress
         As for :func:`clip.tasks.encode.read_pictures`.
 
@@ -60,26 +60,30 @@ def probe_features(
     Rows
         `values` (n, D), not normalised. Of a ViT the class token after `ln_post`, before the projection: I_f in Fig. 3.
         Of a ResNet what `encode_image` gives (n, E): the paper makes its exception for ViTs alone, and the projection
-        of a ResNet is the output layer of its attention pool.
+        of a ResNet is the output layer of its attention pool. Of a :class:`clip.DualEncoder` the same, before the head
+        that it puts behind the tower.
 
     Raises
     ------
     ValueError
         If it is an optimised copy, or a text tower alone.
     """
-    if isinstance(model, OptimizedCLIP | TextTower):
-        raise ValueError(f"a linear probe needs the plain model and its image tower, got {type(model).__name__}")
+    if isinstance(model, OptimizedCLIP) or getattr(model, "visual", None) is None:
+        raise ValueError(
+            f"a linear probe needs the plain model and its image tower, got {type(model).__name__}: its features are "
+            "those before the projection, which an optimised copy does not give"
+        )
     for rows in read_pictures(pictures, preprocess, batch_size, workers, progress):
         yield rows.through(partial(_features, model), model.logit_scale.device)
 
 
 def _features(model: CLIP, images: torch.Tensor) -> torch.Tensor:
     """The tower's features; the ViT's with the identity in the projection's place."""
-    visual = model.visual
+    visual, images = model.visual, images.type(model.dtype)
     if not isinstance(visual, VisionTransformer) or visual.proj is None:
-        return model.encode_image(images)
+        return visual(images)
     identity = torch.eye(len(visual.proj), dtype=visual.proj.dtype, device=visual.proj.device)
-    return functional_call(visual, {"proj": identity}, images.type(model.dtype))
+    return functional_call(visual, {"proj": identity}, images)
 
 
 def require_scikit_learn() -> None:

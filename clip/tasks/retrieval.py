@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from ..checkpoints.released import sha256_of
 from ..model import CLIP, ImageTower, TextTower
-from ..optimize import OptimizedCLIP, optimize
+from ..optimize import OptimizedCLIP, optimized_copy
 from ..preprocess import PICTURE_SUFFIXES, Preprocess
 from .encode import Rows, encode_images, encode_texts
 from .search_backends import BACKENDS, Backend, ExactSearch, FaissSearch, QdrantSearch, overlap
@@ -367,7 +367,7 @@ class Index:
         embedded, recognised, errors = 0, 0, {}
         model = self._model
         if files and model.logit_scale.device.type == "cpu":
-            model = optimize(model)
+            model = optimized_copy(model)
 
         def unseen() -> Iterator[str]:
             """One file of each content that has no vector yet, looked up a batch at a time."""

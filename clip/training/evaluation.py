@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
 import torch
+import torch.nn.functional as F
 
+from ..clip import tokenize
 from ..model import CLIP
 from ..preprocess import Preprocess
-from ..tasks.encode import encode_images, encode_texts, gather
+from ..tasks.encode import encode_images, encode_texts, gather, read_pictures
 from ..tasks.metrics import recall_at_k
 from ..tasks.zero_shot import ZeroShotClassifier
 from .data import Captioned
@@ -48,9 +50,12 @@ def retrieval(items: Sequence[Captioned], preprocess: Preprocess, loss: Loss, ba
         scale = model.logit_scale.detach().exp().cpu()
         shuffled = torch.randperm(len(readable), generator=torch.Generator().manual_seed(0))
         parts = shuffled.split(batch_size)[: max(1, len(readable) // batch_size)]
-        losses = [loss(images[part], captions[first[part]], scale, identities[part]) for part in parts]
+        losses = []
+        for part in parts:
+            features = _text_features(model, [texts[place] for place in first[part].tolist()])
+            losses.append(loss(images[part], features, scale, identities[part]))
 
-        similarities = images @ captions.T
+        similarities = F.normalize(images, dim=-1) @ captions.T
         same = torch.ones(len(parts[0]), 1)
         guessed = loss(same, same, torch.ones(()), identities[parts[0]])  # what telling nothing apart would cost
         figures = {"validation_loss": (sum(losses) / len(losses)).item(), "validation_chance": guessed.item()}
@@ -104,12 +109,22 @@ def drawn_abilities(
     return evaluate
 
 
+@torch.no_grad()
 def _readable(model: CLIP, items: Sequence[Captioned], preprocess: Preprocess) -> tuple[list[Captioned], torch.Tensor]:
-    """The items whose pictures can be read, and the vectors of those (n, E)."""
-    rows = gather(encode_images(model, preprocess, (item.open for item in items), BATCH))
+    """The items whose pictures can be read, and the features of those (n, E), as the tower gives them."""
+    pictures = read_pictures((item.open for item in items), preprocess, BATCH)
+    rows = gather(batch.through(model.encode_image, model.logit_scale.device) for batch in pictures)
     for index, error in rows.errors.items():
         logger.warning("left out of the evaluation: %s (%s)", items[index].source, error)
     return [items[index] for index in rows.indices], rows.values
+
+
+@torch.no_grad()
+def _text_features(model: CLIP, texts: Sequence[str]) -> torch.Tensor:
+    """Texts as the tower gives them (n, E): a loss may look at their lengths, which `encode_texts` takes away."""
+    tokenizer = getattr(model, "tokenizer", None) or tokenize
+    tokens = tokenizer(texts, model.context_length, truncate=True).to(model.logit_scale.device)
+    return torch.cat([model.encode_text(part).float().cpu() for part in tokens.split(BATCH)])
 
 
 def _numbers(names: Sequence[str]) -> torch.Tensor:
