@@ -15,6 +15,7 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -25,8 +26,12 @@ from clip.tasks.encode import encode_images, encode_texts, gather
 from clip.tasks.metrics import mean_reciprocal_rank_at_k, recall_at_k
 from clip.training.data import Captioned, read_captions
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 STUDIOS = ("noto", "twemoji", "openmoji")
 BATCH = 256  # pictures or texts in a tower at once
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]  # BERT's
 
 
 def without_torchvision_kernels() -> None:
@@ -99,6 +104,24 @@ def emoji_items(data: Path, studio: str, held_out: bool = False) -> list[Caption
     """A studio's pictures of the concepts that are trained, or of those held out, each with all its English names."""
     kept = {concept.id for concept in emoji_concepts(data) if concept.held_out == held_out}
     return [item for item in read_captions(data / f"{studio}.csv") if item.identity in kept]
+
+
+def word_pieces(captions: Sequence[str], size: int) -> "Tokenizer":
+    """A tokenizer with BERT's special tokens and a vocabulary made from captions; the same in every process.
+
+    Its pieces are merged as in BPE: the package's trainer of WordPiece breaks ties anew in every process.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.train_from_iterator(
+        captions, trainers.BpeTrainer(vocab_size=size, special_tokens=SPECIAL, show_progress=False)
+    )
+    brackets = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=brackets)
+    return tokenizer
 
 
 def score(model: CLIP, preprocess: Preprocess, pictures: Sequence[Path], names: Sequence[str]) -> dict[str, float]:

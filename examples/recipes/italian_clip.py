@@ -49,8 +49,16 @@ from statistics import mean
 
 import emoji
 import torch
-from common import Concept, command_line, draw_matches, emoji_concepts, report, score, without_torchvision_kernels
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from common import (
+    Concept,
+    command_line,
+    draw_matches,
+    emoji_concepts,
+    report,
+    score,
+    without_torchvision_kernels,
+    word_pieces,
+)
 from torch import nn
 
 import clip
@@ -73,7 +81,6 @@ NEW_LR = 1e-3  # of the English model, and of projections between frozen towers
 IMAGE_LR, RANDOM_TEXT_LR, TEXT_LR = 1e-4, 5e-4, 5e-5  # of what is thawed
 
 CONTEXT = 96  # tokens
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 VOCABULARY = 2000
 BERT = {"hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 512}
 
@@ -177,19 +184,6 @@ def write_captions(file: Path, names: Mapping[str, str]) -> str:
     return str(file)
 
 
-def word_pieces(captions: Sequence[str]) -> Tokenizer:
-    """A tokenizer with BERT's special tokens, whose vocabulary is made from captions; the same in every process."""
-    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.train_from_iterator(
-        captions, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=SPECIAL, show_progress=False)
-    )
-    brackets = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=brackets)
-    return tokenizer
-
-
 # The two towers
 
 
@@ -207,7 +201,7 @@ def put_text_beside(
         tokenizer = AutoTokenizer.from_pretrained(options.text_model).backend_tokenizer
         encoder = AutoModel.from_pretrained(options.text_model)
     else:
-        tokenizer = word_pieces([names[concept.id] for concept in concepts if not concept.held_out])
+        tokenizer = word_pieces([names[concept.id] for concept in concepts if not concept.held_out], VOCABULARY)
         encoder = BertModel(BertConfig(vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=CONTEXT, **BERT))
     tower = TransformersTower(encoder, options.pooling, CONTEXT)
     projection = nn.Linear(tower.output_dim, embed_dim, bias=False)

@@ -56,7 +56,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import report, score, without_torchvision_kernels
+from common import report, score, without_torchvision_kernels, word_pieces
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -197,13 +197,9 @@ def read_text_tower(folder: Path) -> tuple[TransformersTower, WordTokenizer]:
 
 def new_text_tower(train: Sequence[Captioned]) -> tuple[TransformersTower, WordTokenizer]:
     """A small DistilBERT with random weights, and word pieces made from the captions, lower case as in BERT."""
-    from tokenizers.implementations import BertWordPieceTokenizer
-    from tokenizers.processors import BertProcessing
     from transformers import DistilBertConfig, DistilBertModel
 
-    pieces = BertWordPieceTokenizer()
-    pieces.train_from_iterator([caption for item in train for caption in item.captions], VOCABULARY)
-    pieces.post_processor = BertProcessing(*((token, pieces.token_to_id(token)) for token in ("[SEP]", "[CLS]")))
+    pieces = word_pieces([caption for item in train for caption in item.captions], VOCABULARY)
     config = DistilBertConfig(
         vocab_size=pieces.get_vocab_size(),
         pad_token_id=pieces.token_to_id("[PAD]"),
