@@ -55,7 +55,7 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "write_computation_times": False,
     "show_signature": False,
-    "within_subsection_order": "FileNameSortKey",
+    "within_subsection_order": "gallery.ReadingOrder",
 }
 
 katex_css_path = "katex/katex.min.css"  # the scripts come with the extension

@@ -41,7 +41,6 @@ FIGURES: to be run
 
 import argparse
 import csv
-import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -227,7 +226,6 @@ def learn(options: TrainingOptions, steps: int, folder: Path) -> str:
     """Train for so many steps, a tenth of them warm-up; the path of the weights."""
     print(f"{folder}: {steps} steps", flush=True)
     train(replace(options, out=str(folder), steps=steps, warmup=steps // 10, evaluate_every=steps, save_every=steps))
-    gc.collect()  # or the next run's processes would inherit what this one's left
     return str(folder / "best.safetensors")
 
 

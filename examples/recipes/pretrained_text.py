@@ -2,7 +2,7 @@
 
     python examples/recipes/pretrained_text.py
 
-About ten minutes on two CPU cores.
+About a quarter of an hour on two CPU cores.
 
 Three text towers beside one and the same image tower, from the same seed, on the same batches, for as many steps, under
 the same two schedules one after the other:
@@ -20,11 +20,14 @@ ones, as a third studio draws them; and synonyms, words that stand in no caption
 emoji of such a thing among all pictures of a studio. A tower from scratch knows at best a part of such a word.
 `found.png` shows what they find.
 
-FIGURES: to be run
+                            150 held out          1,720 trained         24 synonyms
+                            top-1     R@10        top-1     R@10        R@1       R@10
+    from scratch            21.7 %    47.7 %      4.7 %     22.8 %       4.2 %     4.2 %
+    frozen                  22.0 %    61.3 %      3.1 %     17.4 %      16.7 %    41.7 %
+    frozen, then thawed     24.7 %    62.0 %      3.7 %     19.4 %      12.5 %    45.8 %
 """
 
 import argparse
-import gc
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -180,7 +183,6 @@ def learn(options: TrainingOptions, steps: int, folder: Path) -> str:
     """Train for so many steps, a tenth of them warm-up; the path of the weights."""
     print(f"{folder}: {steps} steps", flush=True)
     train(replace(options, out=str(folder), steps=steps, warmup=steps // 10, evaluate_every=steps, save_every=steps))
-    gc.collect()  # or the next run's processes would inherit what this one's left
     return str(folder / "best.safetensors")
 
 
