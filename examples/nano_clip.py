@@ -3,10 +3,10 @@
     python examples/nano_clip.py                  about two minutes on two CPU cores
     python examples/nano_clip.py --steps 50       a glance
 
-Pictures of coloured shapes go in, with captions. What comes out finds the right one of 80 sentences for a picture, also
-for those twenty of which it has never seen a picture nor read a word. Read it from top to bottom with the paper open
-(Radford et al., 2103.00020): §2.2 pairs, §2.4 towers, §2.3 objective, §2.5 training, §3.1 zero-shot. Only the tokenizer
-comes from the package.
+Pictures of coloured shapes go in, with captions. What comes out finds the right one of 80 sentences for a picture,
+often even for the twenty of which it has never seen a picture nor read a caption. Read it from top to bottom with the
+paper open (Radford et al., 2103.00020): §2.2 pairs, §2.4 towers, §2.3 objective, §2.5 training, §3.1 zero-shot. Only
+the tokenizer comes from the package.
 
     picture          (N, 3, 32, 32)  ──  ImageTower  ──  (N, E)  ┐
                                                                  ├─  logits (N, N): which caption is whose?
@@ -140,7 +140,7 @@ class TextTower(nn.Module):
         return self.ln(self.blocks(self.token_embedding(ids) + self.positional_embedding))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        end = ids.argmax(dim=-1)  # the end token has the highest id, and it alone has read the whole text
+        end = ids.argmax(dim=-1)  # the end token has the highest id, and it has read the whole text
         return self.projection(self.tokens(ids)[torch.arange(len(ids)), end])  # (N, E)
 
 

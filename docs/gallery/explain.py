@@ -41,7 +41,7 @@ def show(picture: Image.Image, texts: list[str], cosines: list[float], maps: lis
 
 # %%
 # Occlusion: cover a square of the picture with its mean colour, see how far the score of the text falls, and do so
-# everywhere. Four hundred passes through the model, and nothing has to be known of its inside.
+# everywhere: 21 x 21 passes through the model, and nothing has to be known of its inside.
 
 maps = [explain(model, picture, text, "occlusion", stride=4) for text in texts]
 print(tuple(maps[0].shape), [f"{heat.min():.2f} to {heat.max():.2f}" for heat in maps])
@@ -53,7 +53,7 @@ show(picture, texts, cosines, maps)
 #
 # Grad-CAM asks the gradient instead: what does each channel of the last stage do for the score, and where is it active?
 # One pass forward and one back. This model reads pictures of 64 pixels, and its last stage has 2 x 2 places, so it can
-# tell above from below and no more; RN50 has 7 x 7.
+# tell above from below, left from right, and no more; RN50 has 7 x 7.
 
 show(picture, texts, cosines, [explain(model, picture, text, "grad-cam") for text in texts])
 

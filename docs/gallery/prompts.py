@@ -40,7 +40,8 @@ for panel, picture, thing in zip(panels, pictures[::7], asked[::7], strict=False
 pyplot.show()
 
 # %%
-# Ten sentences. The model saw some of them in training, others never, and some have words that it does not know.
+# Ten sentences. From "a {}" to "a big {}" they are as training worded its drawings; the bare name and the last one it
+# used for emoji only.
 
 PROMPTS = (
     "{}",
@@ -82,16 +83,16 @@ panel.spines[["top", "right"]].set_visible(False)
 pyplot.show()
 
 # %%
-# The bare name is the worst: the captions of the training always had an article or a number. The intervals overlap, but
-# the pictures were the same for all, so the difference is known better than either share.
+# The bare name is the worst: in training the captions of drawings always had an article or a number. The intervals
+# overlap, but the pictures were the same for all, so the difference is known better than either share.
 
 gains = found["all ten together"] - found["{}"]
 print(f"gain over the bare name: {gains.mean():.1%} ± {1.96 * gains.std() / COUNT**0.5:.1%}")
 
 # %%
-# The ensemble is not the best of the ten. It is as good as most of them, without anybody knowing which, and that is
-# what it is for. Here are ensembles of one to ten, twenty choices of sentences for each size; the band reaches from the
-# worst of them to the best.
+# Some sentences do better than the ensemble, by a little. But nobody knows which beforehand, and that is what an
+# ensemble is for. Here are ensembles of one to ten, twenty choices of sentences for each size; the band reaches from
+# the worst of them to the best.
 
 vectors = torch.stack([clip.ZeroShotClassifier(model, labels, prompt).weights for prompt in PROMPTS])  # (10, E, 480)
 rng = random.Random(0)

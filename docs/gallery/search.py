@@ -57,11 +57,11 @@ def show(queries: list[str], answers: list[list[Match]]) -> None:
 show(sentences, answers)
 
 # %%
-# There are no six pictures of four purple trees; a search always answers, with the nearest there is. The cosine says
-# how near that is.
+# One picture of four purple trees is there, and six were asked for: a search always answers, with the nearest there is.
+# The cosine says how near that is.
 #
-# Pictures ask, too: these two were drawn by hand, in another style than all that is in the index. No yellow sun and no
-# green leaf alone is there.
+# Pictures ask, too: these two were drawn by hand, in another style than all that is in the index. No yellow sun is
+# there. Of green leaves there are four together, which are found, and a small one alone, which is not.
 
 pictures = Path(clip.__file__).parents[1] / "examples" / "pictures"
 show(

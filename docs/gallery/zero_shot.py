@@ -54,7 +54,7 @@ pyplot.show()
 
 # %%
 # The last picture shows a star and a boat. Their cosines are nearly the same, and yet one has more than twice the
-# probability of the other; the cat, a little behind, gets hardly any.
+# probability of the other; the cat, a little behind, gets 7 %.
 #
 # And the third? Take the umbrella from the labels, and look at what the probability says then.
 

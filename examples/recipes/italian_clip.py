@@ -3,7 +3,7 @@
     python examples/recipes/italian_clip.py
     python examples/recipes/italian_clip.py --language de --out runs/german_clip
 
-About ten minutes on two CPU cores.
+About a quarter of an hour on two CPU cores.
 
 Source: Bianchi et al. (2108.08688) and their code, clip-italian/clip-italian: the image tower of OpenAI's ViT-B/32, an
 Italian BERT, 1.4 million Italian pairs. Here: an image tower that the script trains first, with English, and what the
@@ -36,7 +36,12 @@ from it the first gradients, those of a random projection. So give one, if you h
 Nothing pretrained by us would do as the image tower, since the embedded model has seen all concepts; of a model that
 you give, with --image-model, you have to know it.
 
-FIGURES: to be run
+                                150 held out                1,720 trained
+                                top-1    top-5    MRR@10    top-1    top-5    MRR@10
+    English, in English         26.3 %   40.7 %   31.0 %    6.6 %    17.7 %   15.6 %
+    200 steps frozen             6.7 %   24.7 %   17.4 %    1.4 %     4.8 %    3.4 %
+    200 frozen, 200 thawed      22.7 %   41.7 %   30.4 %    6.5 %    19.1 %   15.3 %
+    400 thawed                  22.7 %   40.3 %   29.9 %    7.8 %    22.4 %   17.8 %
 """
 
 import argparse
