@@ -21,7 +21,7 @@ from .checkpoints.released import MODELS as _MODELS
 from .checkpoints.released import download as _download
 from .config import CLIPConfig
 from .dual_encoder import DualEncoder, assemble_dual_encoder, description_of
-from .model import CLIP, TOWERS, assemble, build_model, check_entries, config_of  # noqa: F401
+from .model import CLIP, TOWERS, assemble, build_model, check_entries, config_of, tower_of  # noqa: F401
 from .optimize import OptimizedCLIP
 from .positions import interpolate_positions
 from .preprocess import (  # noqa: F401
@@ -165,7 +165,8 @@ def save(model: CLIP, path: str | os.PathLike, training: Mapping[str, object] | 
     ----------
     model : CLIP
         Its weights are written bit for bit, with its sizes and its activation beside them. `load` casts them to the
-        dtype it is asked for: a model that `load` made comes back the same under the same `device` and `dtype`.
+        dtype it is asked for: a model that `load` made comes back the same under the same `device`, `dtype` and
+        `tower`.
     path : path
         Ending in ".safetensors" (any program can read it, nothing in it can run) or ".pt" (`torch.load` reads it).
     training : mapping, optional
@@ -174,7 +175,7 @@ def save(model: CLIP, path: str | os.PathLike, training: Mapping[str, object] | 
     Raises
     ------
     ValueError
-        If the path ends otherwise, or the model's sizes cannot be told: not any more, or not of one tower alone.
+        If the path ends otherwise, or the model's sizes cannot be told any more; or it is one tower of a DualEncoder.
     RuntimeError
         If the model has gained or lost entries, so that it could not be loaded again.
     CheckpointError
@@ -187,7 +188,7 @@ def save(model: CLIP, path: str | os.PathLike, training: Mapping[str, object] | 
         config = description_of(model)
     else:
         config = config_of(model)
-        check_entries(config, weights)
+        check_entries(config, weights, tower_of(model))
     write_checkpoint(path, config, weights, training)
 
 

@@ -168,8 +168,19 @@ def sizes_shown(state_dict: Mapping[str, torch.Tensor], tower: str | None = None
     released = vars(RELEASED["ViT-B/32"])
     image = {name: released[name] for name in _IMAGE_SIZES} if tower == "text" else _image_sizes(shapes)
     text = {name: released[name] for name in _TEXT_SIZES} if tower == "image" else _text_sizes(shapes)
-    projection = "text_projection" if tower != "image" else "visual.proj"
-    return {"embed_dim": shapes(projection, 2)[1], **image, **text}
+    if tower != "image":
+        embed_dim = shapes("text_projection", 2)[1]
+    elif image["vision_patch_size"]:
+        embed_dim = shapes("visual.proj", 2)[1]
+    else:
+        embed_dim = shapes("visual.attnpool.c_proj.weight", 2)[0]
+    return {"embed_dim": embed_dim, **image, **text}
+
+
+def tower_alone(state_dict: Mapping[str, torch.Tensor]) -> str | None:
+    """The tower, "image" or "text", that entries with OpenAI's names belong to, if they are of one alone."""
+    towers = {"image" if name.startswith("visual.") else "text" for name in state_dict if name != "logit_scale"}
+    return towers.pop() if len(towers) == 1 else None
 
 
 _IMAGE_SIZES = ("image_resolution", "vision_layers", "vision_width", "vision_patch_size", "vision_mlp_width")

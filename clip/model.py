@@ -326,7 +326,9 @@ class ImageTower(CLIP):
 
     def encode_text(self, text: torch.Tensor) -> torch.Tensor:
         """Raise a RuntimeError: there is nothing to embed texts with."""
-        raise RuntimeError('this model cannot embed texts: it was loaded with tower="image"; load it without `tower`')
+        raise RuntimeError(
+            'this model cannot embed texts: it was loaded with tower="image"; load a whole one without `tower`'
+        )
 
 
 class TextTower(CLIP):
@@ -349,10 +351,17 @@ class TextTower(CLIP):
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
         """Raise a RuntimeError: there is nothing to embed pictures with."""
-        raise RuntimeError('this model cannot embed pictures: it was loaded with tower="text"; load it without `tower`')
+        raise RuntimeError(
+            'this model cannot embed pictures: it was loaded with tower="text"; load a whole one without `tower`'
+        )
 
 
 TOWERS = {"image": ImageTower, "text": TextTower}
+
+
+def tower_of(model: CLIP) -> str | None:
+    """The tower, "image" or "text", that a model is alone; None if it is a whole one."""
+    return next((tower for tower, kind in TOWERS.items() if isinstance(model, kind)), None)
 
 
 def _is_recording(x: torch.Tensor) -> bool:
@@ -472,9 +481,9 @@ def assemble(
     return model.to(device).eval()
 
 
-def check_entries(config: CLIPConfig, weights: Mapping[str, torch.Tensor]) -> None:
+def check_entries(config: CLIPConfig, weights: Mapping[str, torch.Tensor], tower: str | None = None) -> None:
     """Raise a RuntimeError that lists what is missing, unexpected or of another shape in a model of these sizes."""
-    _compare(_skeleton(config).state_dict(), weights)
+    _compare(_skeleton(config, tower).state_dict(), weights)
 
 
 def _compare(expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
@@ -516,32 +525,31 @@ class _Uninitialised(TorchFunctionMode):
 
 
 def config_of(model: CLIP) -> CLIPConfig:
-    """The sizes of a model as they stand, read from its weights and modules.
+    """The sizes of a model as they stand, read from its weights and modules; of a tower that is not there, ViT-B/32's.
 
     Raises
     ------
     ValueError
-        If the model was changed into something that no sizes describe, or has one tower only.
+        If the model was changed into something that no sizes describe.
     """
-    if isinstance(model, ImageTower | TextTower):
-        raise ValueError(f"expected a CLIP with both towers, got {type(model).__name__}: load it without `tower`")
-    visual, text_blocks = model.visual, model.transformer.resblocks
-    is_vit = isinstance(visual, VisionTransformer)
-    vision_blocks = visual.transformer.resblocks if is_vit else []
+    tower = tower_of(model)
+    visual = None if tower == "text" else model.visual
+    text_blocks = [] if tower == "image" else model.transformer.resblocks
+    vision_blocks = visual.transformer.resblocks if isinstance(visual, VisionTransformer) else []
 
-    layers = {type(block.mlp.gelu) for block in (*text_blocks, *vision_blocks)}
-    names = [name for name, layer in ACTIVATIONS.items() if layers == {layer}]
+    layers = {type(block.mlp.gelu) for block in (*text_blocks, *vision_blocks)}  # none in a ResNet alone
+    names = [name for name, layer in ACTIVATIONS.items() if layers <= {layer}]
     if not names:
         raise ValueError(f"expected the same activation in all blocks, one of {list(ACTIVATIONS)}, got {layers}")
-    heads = {block.attn.num_heads for block in text_blocks}
-    vision_heads = {block.attn.num_heads for block in vision_blocks} or {visual.attnpool.num_heads}
+    heads = {block.attn.num_heads for block in text_blocks} or {None}
+    vision_heads = {block.attn.num_heads for block in vision_blocks} or {visual.attnpool.num_heads if visual else None}
     if len(heads) > 1 or len(vision_heads) > 1:
         raise ValueError(
             f"expected one number of heads in all blocks of a tower, got {heads} in the text tower and {vision_heads} "
             "in the image tower"
         )
     config = CLIPConfig(
-        **sizes_shown(model.state_dict()),
+        **sizes_shown(model.state_dict(), tower),
         transformer_heads=heads.pop(),
         vision_heads=vision_heads.pop(),
         activation=names[0],
@@ -549,6 +557,8 @@ def config_of(model: CLIP) -> CLIPConfig:
         image_std=model.image_std,
         image_resize=model.image_resize,
     )
+    if visual is None:
+        return config
     # Shapes tell the resolution to a multiple of the stride only.
     same_grid = visual.input_resolution // config.stride == config.image_resolution // config.stride
     return replace(config, image_resolution=visual.input_resolution) if same_grid else config

@@ -8,7 +8,7 @@ number a cosine. For ViT-B/32 OpenAI's notebook "Interacting with CLIP" prints 0
 and sentence belong together, and at most 0.22 elsewhere. Takes seconds, the download aside.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import skimage
@@ -25,7 +25,10 @@ SENTENCES = {
     "rocket.jpg": "a rocket standing on a launchpad",
 }
 
-model, preprocess = clip.load(sys.argv[1] if len(sys.argv) > 1 else "ViT-B/32", device="auto")
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("model", metavar="MODEL", nargs="?", default="ViT-B/32")
+
+model, preprocess = clip.load(parser.parse_args().model, device="auto")
 device = model.logit_scale.device
 
 images = torch.stack([preprocess(Image.open(FOLDER / name)) for name in SENTENCES]).to(device)

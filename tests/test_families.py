@@ -289,3 +289,11 @@ def test_a_file_of_one_tower_has_the_weights_of_that_tower(tower, bare, projecte
             assert getattr(config, name) == value, name
     with pytest.raises(CheckpointError, match=f'holds the {tower} tower only: load it with tower="{tower}"'):
         read_checkpoint(tmp_path)
+    assert found["logit_scale"].isnan()  # the file does not say it
+    for ending in (".safetensors", ".pt"):
+        clip.save(clip.load(tmp_path, device="cpu", tower=tower)[0], tmp_path / f"saved{ending}")
+        saved_config, saved_weights = read_checkpoint(tmp_path / f"saved{ending}", tower)
+        assert saved_config == config
+        assert saved_weights.keys() == found.keys()
+        assert all(torch.equal(saved_weights[name], found[name]) for name in found.keys() - {"logit_scale"})
+        assert saved_weights["logit_scale"].isnan()

@@ -22,6 +22,8 @@ from clip.checkpoints.hub import fetch
 from clip.checkpoints.released import DownloadError
 from clip.config import RELEASED, CLIPConfig
 from clip.model import config_of
+from clip.training.options import TrainingOptions
+from clip.training.run import prepare
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 LITTLE = TINY["vit"] | {"vocab_size": 40, "activation": "gelu", "vision_heads": 4}
@@ -340,7 +342,21 @@ def test_a_process_of_its_own_reads_the_environment(hub, forms, tmp_path):
     assert_is(clip.load(tmp_path / "x", device="cpu")[0])
 
 
-def test_what_cannot_be_had_is_one_sentence(hub, capsys):
-    assert main(["classify", "x.png", "--labels", "a", "b", "--model", "hf-hub:me/none"]) == 2
+def test_training_begins_from_a_model_of_the_hub(hub, forms):
+    hub.repository(forms["huggingface"])
+    options = TrainingOptions(captions=("drawn",), init="hf-hub:me/vit", device="cpu")
+    assert_is(prepare(options).model)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["classify", "x.png", "--labels", "a", "b", "--model", "hf-hub:me/none"],
+        ["train", "drawn", "--init", "hf-hub:me/none"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_what_cannot_be_had_is_one_sentence(hub, capsys, command):
+    assert main(command) == 2
     [sentence] = capsys.readouterr().err.splitlines()
-    assert sentence.startswith("clip classify: hf-hub:me/none: there is no repository http")
+    assert sentence.startswith(f"clip {command[0]}: hf-hub:me/none: there is no repository http")

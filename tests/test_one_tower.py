@@ -9,9 +9,11 @@ from conftest import TINY, filled
 from PIL import Image
 
 import clip
+from clip.app.cli import main
 from clip.checkpoints import read_checkpoint
 from clip.checkpoints.archive import Storage, StoredTensor
 from clip.checkpoints.mapped_file import MappedFile, map_file
+from clip.clip import preprocess_of
 from clip.model import CLIP, ImageTower, TextTower
 from clip.tasks.encode import encode_images, encode_texts, gather
 
@@ -30,9 +32,9 @@ def belongs(name, tower):
     return name == "logit_scale" or name.startswith("visual.") == (tower == "image")
 
 
-def encode(model, tower):
+def encode(model, tower, images=IMAGES):
     with torch.no_grad():
-        return model.encode_image(IMAGES) if tower == "image" else model.encode_text(TOKENS)
+        return model.encode_image(images) if tower == "image" else model.encode_text(TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +131,57 @@ def test_the_absent_tower_says_why_it_is_absent(folder):
     for model in (image, text):
         with pytest.raises(RuntimeError, match="it was loaded with tower="):
             model(IMAGES, TOKENS)
-        with pytest.raises(ValueError, match=r"both towers, got (Image|Text)Tower: load it without `tower`"):
-            clip.save(model, folder / "part.pt")
-    assert not (folder / "part.pt").exists()
+
+
+# Nothing as it would be taken to be, were it not written down
+UNUSUAL = {
+    "transformer_heads": 8,
+    "vocab_size": 50,
+    "context_length": 5,
+    "activation": "gelu",
+    "vision_heads": 4,
+    "image_std": (0.5, 0.25, 0.125),
+    "image_resize": "squash",
+}
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pt"])
+@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("kind", TINY)
+def test_a_saved_tower_comes_back_bit_for_bit(kind, tower, ending, tmp_path):
+    whole = filled(TINY[kind] | UNUSUAL)
+    clip.save(whole, tmp_path / "whole.pt")
+    part, _ = clip.load(tmp_path / "whole.pt", device="cpu", tower=tower)
+    clip.save(part, tmp_path / f"part{ending}")
+    again, preprocess = clip.load(tmp_path / f"part{ending}", device="cpu", tower=tower)
+    assert type(again) is type(part)
+    assert list(again.state_dict()) == list(part.state_dict())
+    assert all(torch.equal(entry, part.state_dict()[name]) for name, entry in again.state_dict().items())
+    images = IMAGES if kind == "vit" else torch.nn.functional.pad(IMAGES, [8] * 4)  # 48 pixels, or 64
+    assert torch.equal(encode(again, tower, images), encode(whole, tower, images))  # heads and activation show here
+    if tower == "image":
+        assert repr(preprocess) == repr(preprocess_of(whole))
+
+
+@pytest.mark.parametrize(("tower", "other"), [TOWERS, TOWERS[::-1]])
+def test_a_file_of_one_tower_says_so_to_whoever_needs_more(tower, other, tmp_path, capsys):
+    clip.save(clip.load("tiny", device="cpu", tower=tower)[0], tmp_path / "part.pt")
+    message = f'part.pt: it holds the {tower} tower only: load it with tower="{tower}", or the file of a whole model'
+    for asked in (None, other):
+        with pytest.raises(clip.CheckpointError, match=message):
+            clip.load(tmp_path / "part.pt", device="cpu", tower=asked)
+    assert main(["convert", str(tmp_path / "part.pt"), str(tmp_path / "target"), "--to", "open_clip"]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_a_tower_that_could_not_be_loaded_again_is_not_saved(tower, tmp_path):
+    part, _ = clip.load("tiny", device="cpu", tower=tower)
+    part.adapter = torch.nn.Linear(2, 3)
+    with pytest.raises(RuntimeError, match=r"2 unexpected: adapter.weight, adapter.bias"):
+        clip.save(part, tmp_path / "part.pt")
+    assert not (tmp_path / "part.pt").exists()
 
 
 def test_what_embeds_streams_needs_one_tower_only():
@@ -156,6 +206,8 @@ def test_an_image_tower_can_have_another_size(folder):
         part, preprocess = clip.load(folder / "sized.pt", device="cpu", tower="image", image_size=80)
     assert part.encode_image(torch.zeros(1, 3, 80, 80)).shape == (1, 24)
     assert preprocess.transforms[0].size == 80
+    clip.save(part, folder / "resized.pt")
+    assert clip.load(folder / "resized.pt", device="cpu", tower="image")[0].visual.input_resolution == 80
     with pytest.raises(ValueError, match="about the image tower"):
         clip.load(folder / "sized.pt", device="cpu", tower="text", image_size=80)
     with pytest.raises(ValueError, match=r'"image" or "text".*got .vision.'):

@@ -4,12 +4,14 @@ import dataclasses
 import errno
 import json
 import math
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -48,7 +50,8 @@ def trainer(folder, kind="vit", dataset=None, evaluate=None, **options):
     model = CLIP(**TINY[kind])
     settings = dict(batch_size=4, steps=6, warmup=2, lr=1e-3, save_every=2, out=str(folder), loss="multi-positive")
     options = TrainingOptions(**settings | options)
-    batches = Batches(dataset or Squares(), options.batch_size, Preprocess(model.visual.input_resolution), options.seed)
+    preprocess = Preprocess(model.visual.input_resolution)
+    batches = Batches(dataset or Squares(), options.batch_size, preprocess, options.seed, options.workers)
     Path(folder).mkdir(exist_ok=True)
     return Trainer(model, batches, options, evaluate)
 
@@ -109,6 +112,25 @@ def test_a_stopped_and_resumed_run_takes_the_same_steps(tmp_path, stop):
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
     for name, entry in whole.model.state_dict().items():
         assert torch.equal(entry, resumed.model.state_dict()[name]), name
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("fails", [False, True], ids=["finished", "failed"])
+def test_what_is_left_of_a_run_holds_no_process(tmp_path, fails):
+    run = trainer(tmp_path, workers=1, steps=3)
+    update, seen = run.update, []
+
+    def watched(batch):
+        seen.append(len(multiprocessing.active_children()))
+        if fails and run.step == 1:
+            raise MemoryError
+        return update(batch)
+
+    run.update = watched
+    with pytest.raises(MemoryError) if fails else nullcontext():
+        run.run()
+    assert set(seen) == {1}
+    assert multiprocessing.active_children() == []
 
 
 RUN_UNTIL_KILLED = """

@@ -6,6 +6,12 @@ import json
 from ..training.drawn import write_folder
 from .command import add_command, count
 
+EPILOG = """\
+examples:
+  clip draw -o drawings
+  clip draw --count 200 --held-out -o drawings     what no model of ours was trained on
+  clip train drawings/captions.csv --model tiny --minutes 5 --out runs/drawings"""
+
 
 def add_draw_command(commands: argparse._SubParsersAction) -> None:
     """Add `draw` to the commands of `clip`."""
@@ -14,6 +20,7 @@ def add_draw_command(commands: argparse._SubParsersAction) -> None:
         "draw",
         help="make pictures with captions to learn from or to try things on",
         description="Draw simple scenes, with a caption for each: pictures, and captions.csv beside them.",
+        epilog=EPILOG,
     )
     parser.set_defaults(run=_draw)
     parser.add_argument("-o", "--out", required=True, metavar="FOLDER", help="a new or empty folder")

@@ -149,8 +149,8 @@ def add_evaluate_command(commands: argparse._SubParsersAction) -> None:
     probe.set_defaults(run=_linear_probe)
     probe.add_argument("train", metavar="TRAIN", help="pictures to learn from, see below")
     probe.add_argument("test", metavar="TEST", help="pictures to be asked about")
-    probe.add_argument("--validation", metavar="VALIDATION", help="the data set's own (default: a fifth of TRAIN)")
-    probe.add_argument("--seed", type=int, default=0, help="another one takes another fifth (default: 0)")
+    probe.add_argument("--validation", metavar="PICTURES", help="the data set's own (default: a fifth of TRAIN)")
+    probe.add_argument("--seed", type=int, metavar="N", default=0, help="another one takes another fifth (default: 0)")
     _add_shared_options(probe, matrix=True)
 
 

@@ -70,6 +70,7 @@ def add_verify_command(commands: argparse._SubParsersAction) -> None:
         help="compare a model with the figures published about it",
         description="Compare a released model with published figures: its size, token ids and, for ViT-B/32, the "
         "cosines\nprinted in OpenAI's notebook for seven pictures of scikit-image.",
+        epilog="examples:\n  clip verify ViT-B/32 --download\n  clip verify RN50 --device cuda",
     )
     parser.set_defaults(run=_verify)
     parser.add_argument("--download", action="store_true", help="fetch the released file if it is not here yet")

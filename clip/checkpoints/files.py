@@ -24,7 +24,7 @@ from typing import BinaryIO
 
 import torch
 
-from ..config import ARCHIVE_SIZES, UNSEEN, CLIPConfig, sizes_shown
+from ..config import ARCHIVE_SIZES, UNSEEN, CLIPConfig, sizes_shown, tower_alone
 from . import huggingface, open_clip
 from .archive import StoredTensor, flatten, read_archive
 from .families import refuse_other_families
@@ -93,7 +93,9 @@ def read_checkpoint(
         state_dict, said, alone = _understand(contents, folder)
         _check_numbers(state_dict)
         if alone not in (None, tower):
-            raise CheckpointError(f'it holds the {alone} tower only: load it with tower="{alone}"')
+            raise CheckpointError(
+                f'it holds the {alone} tower only: load it with tower="{alone}", or the file of a whole model'
+            )
         config = _settle(_sizes(state_dict, alone), said, known)
     scale = state_dict.get("logit_scale")
     if scale is not None and scale.shape == (1,):
@@ -287,7 +289,7 @@ def _understand(contents: _Contents, folder: Path) -> tuple[dict[str, torch.Tens
     state_dict = all_rows({name: tensor for name, tensor in tensors.items() if name not in ARCHIVE_SIZES})
     if contents.written is not None:
         try:
-            return state_dict, vars(CLIPConfig(**json.loads(contents.written))), None
+            return state_dict, vars(CLIPConfig(**json.loads(contents.written))), tower_alone(state_dict)
         except (TypeError, ValueError, RecursionError) as error:
             raise CheckpointError(f"its {CONFIG_KEY} is no CLIPConfig ({str(error)[:200]})") from None
     refuse_other_families(tensors)
@@ -297,7 +299,7 @@ def _understand(contents: _Contents, folder: Path) -> tuple[dict[str, torch.Tens
                 f"its names are Hugging Face's, but {huggingface.CONFIG}, with heads and activation, is missing"
             )
         state_dict = huggingface.from_huggingface(tensors)
-        alone = huggingface.tower_alone(state_dict)
+        alone = tower_alone(state_dict)
         return state_dict, huggingface.fields_of(*_read_huggingface(folder), alone), alone
     state_dict = open_clip.from_open_clip(state_dict)
     if contents.is_archive or all(name in tensors for name in ARCHIVE_SIZES):

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from ..config import ACTIVATIONS, MAX_LAYERS, CLIPConfig
+from ..config import ACTIVATIONS, MAX_LAYERS, CLIPConfig, tower_alone
 from .mapped_file import CheckpointError
 from .safetensors import write_safetensors
 
@@ -187,12 +187,6 @@ def _with_projection(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Ten
         )
         state_dict[projection] = torch.eye(weight.numel(), dtype=weight.dtype, device=weight.device)
     return state_dict
-
-
-def tower_alone(state_dict: Mapping[str, torch.Tensor]) -> str | None:
-    """The tower that entries with OpenAI's names belong to, if they are of one alone."""
-    towers = {"image" if name.startswith("visual.") else "text" for name in state_dict if name != "logit_scale"}
-    return towers.pop() if len(towers) == 1 else None
 
 
 def write_huggingface(folder: Path, config: CLIPConfig, state_dict: Mapping[str, torch.Tensor]) -> None:

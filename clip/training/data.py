@@ -673,7 +673,7 @@ class Batches:
         """The batches of an epoch, made by workers; they are started anew if they were making others."""
         for position in range(start, len(self)):
             if self._ahead_at != (number, position):
-                self._ahead = iter(())  # the workers before end before the next begin, or these would inherit them
+                self.close()  # the workers before end before the next begin, or these would inherit them
                 self._ahead = iter(self._loader(number, position))
             self._ahead_at = None
             try:
@@ -688,6 +688,10 @@ class Batches:
             last = position + 1 == len(self)
             self._ahead_at = (number + 1, 0) if last else (number, position + 1)
             yield batch
+
+    def close(self) -> None:
+        """Let the workers go; an epoch asked for afterwards begins with new ones."""
+        self._ahead, self._ahead_at = iter(()), None
 
     def _loader(self, number: int, position: int) -> DataLoader:
         """Workers that make all batches from this one on, epoch after epoch."""

@@ -45,7 +45,9 @@ class TrainingOptions:
     model: str = _option(
         "ViT-B/32", "sizes to train: a released name, tiny, or a JSON file with the fields of CLIPConfig"
     )
-    init: str = _option("scratch", "scratch, openai (the released weights of MODEL), or a checkpoint's path")
+    init: str = _option(
+        "scratch", "scratch, openai (the released weights of MODEL), a checkpoint's path, or hf-hub:OWNER/NAME"
+    )
     freeze: tuple[str, ...] = _option((), "what stays as it is: image, text, or modules such as visual.layer1")
     thaw: int | None = _option(None, "steps after which what was frozen learns too")
     # length

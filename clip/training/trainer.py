@@ -23,7 +23,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -182,7 +182,7 @@ class Trainer:
         started, pairs, first = time.monotonic(), 0, self.step
         steady = saved = started
         bar = tqdm(total=self.total, initial=self.step, unit="step", desc="training")
-        with bar, self.log, _patience() as asked:
+        with bar, self.log, _patience() as asked, closing(self.batches):
             for batch in self._batches_to_come():
                 if self.step == 0:
                     self.save()  # from now on there is something to go on from
@@ -343,10 +343,10 @@ def _refuse_half_precision(model: CLIP) -> None:
     for name, parameter in model.named_parameters():
         if parameter.dtype in (torch.float16, torch.bfloat16):
             raise ValueError(
-                f"the weights are in half precision ({name} is {parameter.dtype}): there, an update a thousandth of a "
-                "weight's size is rounded away, and Adam's ε of 1e-8 is 0, so that the first steps divide by zero and "
-                "give NaN. Load the model with clip.load(name, dtype=torch.float32), or call model.float(), and choose "
-                "precision bfloat16 or float16: the products are then computed in it, the weights stay exact"
+                f"the weights are in half precision ({name} is {parameter.dtype}): there, an update a five-thousandth "
+                "of a weight's size is rounded away, and Adam's ε of 1e-8 is 0, so that the first steps divide by zero "
+                "and give NaN. Load the model with clip.load(name, dtype=torch.float32), or call model.float(), and "
+                "choose precision bfloat16 or float16: the products are then computed in it, the weights stay exact"
             )
 
 
