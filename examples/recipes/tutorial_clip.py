@@ -19,7 +19,11 @@ chance R@1 is 0.06 % of 1,720 pictures, and 0.67 % of 150.
 
 At the end `found-VISION.png` shows what sentences find among all 5,610 pictures of the three studios, the best first.
 
-FIGURES: to be run (time too: ten to twelve minutes on two cores, estimated from some steps)
+R@1 after 500 steps each, a quarter of an hour on two cores for both:
+
+              learned from    twemoji    openmoji    things never seen
+    vit       58.0 %          12.0 %      5.5 %      21.3 %
+    resnet    84.7 %          23.0 %      7.2 %      28.7 %
 """
 
 import argparse
