@@ -8,7 +8,8 @@
     Rows                     all in one
 
 A picture that cannot be read costs its own row and nothing else: the error stands beside the rows. Two batches of
-pictures are in memory, however long the stream is. On a CPU, an optimised copy of the model (`clip.optimize`) is faster.
+pictures are in memory, however long the stream is. On a CPU, an optimised copy of the model (`clip.optimize`) is
+faster.
 """
 
 import os
