@@ -45,7 +45,12 @@ other's wrong answers. A picture is embedded once, not once for each of its capt
 to skip. Pictures are squashed to the square bicubically, as everywhere in this package. The towers compute in
 bfloat16.
 
-FIGURES: to be run
+A quarter of an hour on two cores, four epochs each; shares of ids, and the lowest validation loss:
+
+                              top-1, top-5 of 344 for validation    of 150 held out       loss
+    soft-target                 0.0 %    1.7 %                       1.3 %     6.0 %      3.460 (ln 32 is 3.466)
+    clip                        2.0 %   10.2 %                       6.7 %    20.7 %      2.980
+    clip-then-soft-target       3.5 %   11.0 %                       6.7 %    20.7 %      3.382
 """
 
 import argparse
