@@ -18,7 +18,10 @@ author = "the authors of clip"
 copyright = f"{author}, MIT licence"
 root_doc = "docs/index"
 include_patterns = ["*.md", "benchmarks/README.md", "docs/**.md", "docs/gallery_run/*.rst", "examples/**.md"]
-exclude_patterns = [".*", "**/.venv", "build", "data", "dist", "runs", "docs/_build", "docs/gallery", "examples/pictures"]
+exclude_patterns = [
+    *(".*", "**/.venv", "build", "data", "dist", "runs"),
+    *("docs/_build", "docs/gallery", "examples/pictures"),
+]
 
 extensions = [
     "annotated",
