@@ -56,7 +56,8 @@ def escaped(match: re.Match) -> str:
 def with_rubrics(docstring: str) -> str:
     """The same, and NumPy-style sections as rubrics with definition lists, where headings belong to the code."""
     text = re.sub(r"^(\w.*)\n-{3,}$", r".. rubric:: \1\n", restructured(docstring), flags=re.MULTILINE)
-    return re.sub(r"^(\w[\w, ]* : .+)\n(?=\S)", r"\1\n\n", text, flags=re.MULTILINE)  # a name without description
+    # a name without description gets an empty comment for one
+    return re.sub(r"^(\w[\w, ]* : .+)$(?!\n +\S)\n?", r"\1\n    ..\n\n", text, flags=re.MULTILINE)
 
 
 def restructure(app: Sphinx, what: str, name: str, found: object, options: object, lines: list[str]) -> None:
