@@ -31,7 +31,7 @@ from .model import CLIP, ImageTower, TextTower, _compare, _matrix_parameters, co
 from .preprocess import Preprocess
 from .towers import TimmTower, TransformersTower, WordTokenizer, build, describe
 
-__all__ = ["DualEncoder", "assemble_dual_encoder", "description_of"]
+__all__ = ["DualEncoder", "assemble_dual_encoder", "convert_foreign_towers", "description_of"]
 
 TOKENIZER_ENTRY = "tokenizer.json"  # of the state dict
 
@@ -180,11 +180,16 @@ def assemble_dual_encoder(
             raise RuntimeError(f"expected {name} to be like {entry.dtype}, got {weights[name].dtype}")
     model.to(device, torch.promote_types(dtype, torch.float32))
     convert_weights(model, dtype)
-    for part in (model.visual, model.text_tower):
-        if isinstance(part, TimmTower | TransformersTower):
-            part.to(dtype)  # their norms take numbers of their own dtype only
+    convert_foreign_towers(model, dtype)
     model.load_state_dict(weights)
     return model.eval()
+
+
+def convert_foreign_towers(model: CLIP, dtype: torch.dtype) -> None:
+    """Bring towers of timm and transformers to a dtype as a whole: their norms take numbers of their own dtype only."""
+    for tower in (model.visual, model.text_tower):
+        if isinstance(tower, TimmTower | TransformersTower):
+            tower.to(dtype)
 
 
 def _build(description: Mapping[str, object], tokenizer: WordTokenizer | None) -> DualEncoder:

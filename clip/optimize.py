@@ -31,11 +31,11 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .attention import MultiheadAttention, causal_mask
-from .dual_encoder import DualEncoder
+from .dual_encoder import DualEncoder, convert_foreign_towers
 from .layers import LayerNorm, QuickGELU
 from .model import CLIP, ImageTower, TextTower, _is_recording, convert_weights
 from .resnet import AttentionPool2d, Bottleneck, ModifiedResNet
-from .towers import ResidualHead, TextTransformer, TimmTower, TransformersTower
+from .towers import ResidualHead, TextTransformer
 from .transformer import ResidualAttentionBlock, Transformer
 from .vit import VisionTransformer
 
@@ -217,9 +217,7 @@ class OptimizedDualEncoder(OptimizedCLIP, DualEncoder):
         if model.text_tower is not None:
             self.text_tower = _text_tower(model.text_tower, dtype)
             self.text_projection = _head(model.text_projection, dtype)
-        for part in (self.visual, self.text_tower):
-            if isinstance(part, TimmTower | TransformersTower):
-                part.to(dtype)  # their norms take numbers of their own dtype only
+        convert_foreign_towers(self, dtype)
         nn.Module.train(self, False)
 
     def encode_text(self, text: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """What several test modules share: the golden models, and tiny models whose sizes all differ."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from fill import fill, image
 
 import clip
+from clip.checkpoints import CheckpointError
 from clip.model import CLIP
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "models.json").read_text())
@@ -69,3 +71,21 @@ def golden_inputs(name):
     case = GOLDEN[name]
     images = image(case["salt"] + "image", case["images"], case["config"]["image_resolution"])
     return torch.from_numpy(images), clip.tokenize(case["texts"])
+
+
+ODD = [None, True, 0, -1, 2.5, 10**30, float("nan"), "x", [], [1, 2, 3], {}, {"height": []}, {"width": []}]
+
+
+def load_with_odd_values(folder, file, objects):
+    """Load a folder with each entry of some `objects` of a JSON file in turn as each odd value: read, or refused."""
+    path = folder / file
+    content = json.loads(path.read_text())
+    for target in objects(content):
+        for name, kept in list(target.items()):
+            for odd in ODD:
+                target[name] = odd
+                path.write_text(json.dumps(content))
+                with suppress(CheckpointError):
+                    clip.load(folder, device="cpu")
+            target[name] = kept
+    path.write_text(json.dumps(content))
